@@ -1,0 +1,57 @@
+# One line a target; `make help` prints them.
+VENV ?= .venv
+PYTHON ?= python3
+PRESET ?=
+TEXT ?=
+PORT ?= 5000
+BIN := $(VENV)/bin
+export DVC_NO_ANALYTICS := true
+export MLFLOW_DISABLE_TELEMETRY := true
+
+.PHONY: help repro test ui lock clean
+
+help: ## Show this list.
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1|\2/' | column -t -s '|'
+
+repro: $(VENV)/installed ## Run the pipeline; PRESET=toy|addition|characters|gpt2 takes that preset (TEXT=file for characters).
+ifneq ($(PRESET),)
+	@$(BIN)/python -m presets.use $(PRESET) $(if $(TEXT),--text '$(TEXT)')
+endif
+	@PATH="$(abspath $(BIN)):$$PATH" $(BIN)/dvc repro
+	@$(BIN)/python -m stages.summary
+
+test: $(VENV)/installed-dev ## Lint, type-check and test.
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/pytest
+
+ui: $(VENV)/installed ## Compare runs in MLflow, on 127.0.0.1:5000 (PORT=5001 for another port).
+	@PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m stages.tracking_ui --port $(PORT)
+
+lock: $(VENV)/installed-dev ## Pin the newest allowed version of every dependency (for maintainers).
+	$(BIN)/pip install --quiet uv
+	$(LOCK) pyproject.toml --output-file requirements.lock
+	$(LOCK) --extra dev --constraint requirements.lock pyproject.toml --output-file requirements-dev.lock
+
+# What torch needs for a GPU is pinned by torch itself: listed here, a CPU-only torch would pull it as well.
+LOCK = $(BIN)/uv pip compile --upgrade --universal --no-annotate --custom-compile-command 'make lock' --python-version 3.11 \
+	$(foreach package,triton cuda-bindings cuda-pathfinder cuda-toolkit nvidia-cublas nvidia-cuda-cupti nvidia-cuda-nvrtc \
+	nvidia-cuda-runtime nvidia-cudnn-cu13 nvidia-cufft nvidia-cufile nvidia-curand nvidia-cusolver nvidia-cusparse \
+	nvidia-cusparselt-cu13 nvidia-nccl-cu13 nvidia-nvjitlink nvidia-nvshmem-cu13 nvidia-nvtx,--no-emit-package $(package))
+
+clean: ## Remove the virtual environment (data, models and runs stay).
+	rm -rf $(VENV)
+
+# The stamps say which lock is installed, so that a second call installs nothing.
+$(VENV)/bin/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12")'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/installed: requirements.lock | $(VENV)/bin/python
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.lock
+	@touch $@
+
+$(VENV)/installed-dev: requirements-dev.lock | $(VENV)/installed
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-dev.lock
+	@touch $@

@@ -1,0 +1,96 @@
+"""data/model/: model.safetensors, config.json, and provenance.json, which says what the model was made from."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pydantic
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+
+from stages.artifacts.atomic import atomic_file
+from stages.artifacts.metrics_json import read_json, write_json
+from stages.core.transformer import Transformer, TransformerConfig
+from stages.errors import UserError
+from stages.provenance import Provenance
+
+MODEL_FOLDER = Path("data/model")
+WEIGHTS, CONFIG, PROVENANCE = "model.safetensors", "config.json", "provenance.json"
+
+# With tied embeddings the output layer's weight is the embedding's, which is stored once.
+TIED = "output.weight"
+
+
+class ModelConfig(pydantic.BaseModel):
+    """config.json: what is needed to use the weights."""
+
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
+
+    architecture: TransformerConfig
+    prompts_end_with_eos: bool
+    """True where the model learnt to answer prompts; false where it learnt plain text, which it continues."""
+
+
+@dataclass(frozen=True)
+class SavedModel:
+    """A model as it was trained."""
+
+    network: Transformer
+    prompts_end_with_eos: bool
+
+    def prompt_ids(self, token_ids: Sequence[int], eos_id: int) -> list[int]:
+        """Return what the network reads for a prompt, as it did in training; an empty one begins with <EOS>."""
+        return [*token_ids, eos_id] if self.prompts_end_with_eos or not token_ids else list(token_ids)
+
+
+def write_model(folder: Path, model: SavedModel, provenance: Provenance) -> None:
+    """Write a model; the weights last, so that their presence says that all is there."""
+    network = model.network
+    weights = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
+    if network.config.tie_embeddings:
+        del weights[TIED]
+    config = ModelConfig(architecture=network.config, prompts_end_with_eos=model.prompts_end_with_eos)
+    write_json(folder / CONFIG, config.model_dump())
+    write_json(folder / PROVENANCE, provenance.model_dump())
+    with atomic_file(folder / WEIGHTS) as file:
+        file.write(save(weights))
+
+
+def read_model(folder: Path = MODEL_FOLDER) -> SavedModel:
+    """Read a model, in evaluation mode, on the CPU.
+
+    Raises:
+        UserError: a file is absent, damaged, or does not fit the others.
+    """
+    try:
+        config = ModelConfig.model_validate(read_json(folder / CONFIG))
+    except pydantic.ValidationError as error:
+        raise UserError(f"{folder / CONFIG}: not a model's configuration: {error.errors()[0]['msg']}") from None
+    network = Transformer(config.architecture)
+    path = folder / WEIGHTS
+    try:
+        weights = load_file(path)
+    except FileNotFoundError:
+        raise UserError(f"{path}: not found; make it with `dvc repro`") from None
+    except SafetensorError as error:
+        raise UserError(f"{path}: damaged ({error}); delete it and type `dvc repro`") from None
+    if network.config.tie_embeddings:
+        weights[TIED] = weights["embedding.weight"]
+    try:
+        network.load_state_dict(weights)
+    except RuntimeError as error:
+        raise UserError(f"{path}: does not fit {CONFIG} beside it: {str(error).splitlines()[-1].strip()}") from None
+    network.eval().requires_grad_(requires_grad=False)
+    return SavedModel(network, config.prompts_end_with_eos)
+
+
+def read_provenance(folder: Path = MODEL_FOLDER) -> Provenance:
+    """Read what a model was made from.
+
+    Raises:
+        UserError: the file is absent or damaged.
+    """
+    try:
+        return Provenance.model_validate(read_json(folder / PROVENANCE))
+    except pydantic.ValidationError as error:
+        raise UserError(f"{folder / PROVENANCE}: not a model's provenance: {error.errors()[0]['msg']}") from None

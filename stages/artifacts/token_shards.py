@@ -1,0 +1,246 @@
+"""data/dataset/: the token_ids of each split, as memory-mapped safetensors, and metadata.json.
+
+Each split's file holds three tensors, in this order: row_offsets int64 [R + 1], completion_starts int64 [R] and
+token_ids [tokens] in the smallest of uint8, uint16 and uint32 that holds the vocabulary. metadata.json is deleted first
+and written last: a dataset without one is unfinished.
+
+Shapes: R rows.
+"""
+
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, Literal
+
+import numpy as np
+import pydantic
+
+from stages.artifacts.atomic import atomic_file
+from stages.core.parameter_model import ParameterModel
+from stages.core.split import Split
+from stages.core.windows import Integers, RowSpans
+from stages.errors import UserError
+
+DATASET_FOLDER = Path("data/dataset")
+METADATA_FILE = "metadata.json"
+
+_REBUILD = "build it anew with: dvc repro build_dataset"
+_LENGTH_BYTES = 8  # of the header, in front of it
+_DTYPES: dict[str, np.dtype[Any]] = {
+    "U8": np.dtype("<u1"),
+    "U16": np.dtype("<u2"),
+    "U32": np.dtype("<u4"),
+    "I64": np.dtype("<i8"),
+}
+_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+_Tensor = tuple[np.dtype[Any], list[int], list[int]]  # its type, its shape, where it begins and ends
+_TENSORS = ("row_offsets", "completion_starts", "token_ids")
+
+
+class SplitMetadata(ParameterModel):
+    """What one split holds."""
+
+    rows: int
+    """Rows of the CSV."""
+    tokens: int
+    """All tokens, <EOS> included."""
+    scored_tokens: int
+    """Targets that carry loss."""
+    scored_bytes: int
+    """UTF-8 bytes of the text that those targets stand for; <EOS> stands for none."""
+
+
+class DatasetMetadata(ParameterModel):
+    """What was made of which text: all that a reader of the token shards has to know."""
+
+    vocabulary_size: int
+    """How many tokens the vocabulary has."""
+    eos_id: int
+    """The id of <EOS>."""
+    packing: Literal["rows", "stream"]
+    """As in DatasetParameters."""
+    loss_on: Literal["all", "completion"]
+    """As in DatasetParameters."""
+    stride: int | None
+    """As in DatasetParameters."""
+    splits: dict[Split, SplitMetadata]
+    """Each split by its name."""
+
+
+@dataclass(frozen=True)
+class TokenShard:
+    """The rows of one split, memory-mapped."""
+
+    path: Path
+    token_ids: Integers
+    """[tokens]"""
+    row_offsets: Integers
+    """[R + 1] row r is token_ids[row_offsets[r]:row_offsets[r + 1]]."""
+    completion_starts: Integers
+    """[R] the first token of row r's completion; row_offsets[r + 1] where it has none."""
+
+    @property
+    def rows(self) -> int:
+        """How many rows there are."""
+        return len(self.completion_starts)
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens there are."""
+        return len(self.token_ids)
+
+    @property
+    def row_spans(self) -> RowSpans:
+        """Where the rows and their completions lie."""
+        return RowSpans(self.row_offsets, self.completion_starts)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Travel to another process as a path: it maps the file again instead of receiving every token."""
+        return open_shard, (self.path,)
+
+
+def shard_path(folder: Path, split: Split) -> Path:
+    """Give the file of one split."""
+    return folder / f"{split}.safetensors"
+
+
+def open_shard(path: Path) -> TokenShard:
+    """Map one split's file into memory.
+
+    Raises:
+        UserError: the file is absent, shorter or longer than its header says, or not a token shard.
+    """
+    try:
+        data = np.asarray(np.memmap(path, dtype=np.uint8, mode="r"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: not found; {_REBUILD}") from None
+    except ValueError:  # an empty file cannot be mapped
+        raise UserError(f"{path}: the file is empty; {_REBUILD}") from None
+    try:
+        header_end = _LENGTH_BYTES + int.from_bytes(data[:_LENGTH_BYTES].tobytes(), "little")
+        header = json.loads(data[_LENGTH_BYTES:header_end].tobytes())
+        tensors: list[_Tensor] = [
+            (_DTYPES[header[name]["dtype"]], header[name]["shape"], header[name]["data_offsets"]) for name in _TENSORS
+        ]
+        size = header_end + tensors[-1][2][1]
+        well_formed = _is_well_formed(tensors)
+    except (ValueError, KeyError, TypeError, IndexError):
+        raise UserError(f"{path}: not a token shard; {_REBUILD}") from None
+    if not well_formed:
+        raise UserError(f"{path}: not a token shard (its tensors are not those of one); {_REBUILD}")
+    if size != len(data):
+        raise UserError(f"{path}: damaged: {len(data):,} bytes where its header says {size:,}; {_REBUILD}")
+    row_offsets, completion_starts, token_ids = (
+        data[header_end + start : header_end + end].view(dtype) for dtype, _, (start, end) in tensors
+    )
+    return TokenShard(path, token_ids, row_offsets, completion_starts)
+
+
+def read_metadata(folder: Path = DATASET_FOLDER) -> DatasetMetadata:
+    """Read metadata.json.
+
+    Raises:
+        UserError: the dataset is absent or unfinished, or the file is not as ``write_metadata`` writes it.
+    """
+    path = folder / METADATA_FILE
+    try:
+        return DatasetMetadata.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        raise UserError(f"{path}: not found, so the dataset is absent or unfinished; {_REBUILD}") from None
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        raise UserError(f"{path}: {key}: {first['msg']}; {_REBUILD}".replace(" : ", " ")) from None
+
+
+def write_metadata(metadata: DatasetMetadata, folder: Path = DATASET_FOLDER) -> None:
+    """Write metadata.json: the dataset is finished."""
+    with atomic_file(folder / METADATA_FILE) as file:
+        file.write(metadata.model_dump_json(indent=2).encode() + b"\n")
+
+
+class TokenShardWriter:
+    """Writes one split's file row by row, in constant memory.
+
+    A safetensors file begins with the sizes of its tensors, which are known last. So each tensor goes to a temporary
+    file in the same folder, and the three are put together at the end.
+    """
+
+    def __init__(
+        self, token_dtype: np.dtype[Any], row_offsets: BinaryIO, completion_starts: BinaryIO, token_ids: BinaryIO
+    ) -> None:
+        """Take the three temporary files, open for writing; ``open_shard_writer`` does that."""
+        self._token_dtype = token_dtype
+        self._spools = (row_offsets, completion_starts, token_ids)
+        self.rows = 0
+        self.tokens = 0
+        row_offsets.write(np.zeros(1, "<i8").tobytes())
+
+    def append(self, token_ids: Integers, row_lengths: Integers, prompt_lengths: Integers) -> None:
+        """Add rows.
+
+        Args:
+            token_ids: [tokens] of the rows, laid end to end.
+            row_lengths: [R] the tokens of each row.
+            prompt_lengths: [R] how many of them precede its completion: all of them if it has none.
+        """
+        row_offsets, completion_starts, spooled_token_ids = self._spools
+        ends = self.tokens + np.cumsum(row_lengths)
+        row_offsets.write(ends.astype("<i8").tobytes())
+        completion_starts.write((ends - row_lengths + prompt_lengths).astype("<i8").tobytes())
+        spooled_token_ids.write(token_ids.astype(self._token_dtype).tobytes())
+        self.rows += len(row_lengths)
+        self.tokens += len(token_ids)
+
+    def assemble(self, file: BinaryIO) -> None:
+        """Write the whole shard to ``file``."""
+        int64 = np.dtype("<i8")
+        shapes = [(int64, self.rows + 1), (int64, self.rows), (self._token_dtype, self.tokens)]
+        header, start = {}, 0
+        for name, (dtype, length) in zip(_TENSORS, shapes, strict=True):
+            end = start + length * dtype.itemsize
+            header[name] = {"dtype": _NAMES[dtype], "shape": [length], "data_offsets": [start, end]}
+            start = end
+        encoded = json.dumps(header, separators=(",", ":")).encode()
+        encoded += b" " * (-len(encoded) % 8)  # so that the int64 tensors are aligned
+        file.write(len(encoded).to_bytes(_LENGTH_BYTES, "little") + encoded)
+        for spool in self._spools:
+            spool.seek(0)
+            shutil.copyfileobj(spool, file, 1 << 20)
+
+
+@contextmanager
+def open_shard_writer(path: Path, vocabulary_size: int) -> Iterator[TokenShardWriter]:
+    """Give a writer whose rows become the file ``path`` when the block ends, and nothing if it fails."""
+    dtype = next(_DTYPES[name] for name in ("U8", "U16", "U32") if vocabulary_size - 1 <= np.iinfo(_DTYPES[name]).max)
+    with ExitStack() as stack:
+        spools = [stack.enter_context(tempfile.TemporaryFile(dir=path.parent)) for _ in _TENSORS]
+        writer = TokenShardWriter(dtype, *spools)
+        yield writer
+        with atomic_file(path) as file:
+            writer.assemble(file)
+
+
+def start_dataset(folder: Path = DATASET_FOLDER) -> None:
+    """Make the folder and mark what is in it as unfinished."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / METADATA_FILE).unlink(missing_ok=True)
+
+
+def _is_well_formed(tensors: list[_Tensor]) -> bool:
+    """Tell whether the tensors are of the right types, agree in length, and follow one another without a hole."""
+    (offsets_dtype, (offsets,), _), (starts_dtype, (rows,), _), (token_dtype, _, _) = tensors
+    ends = [0, *(end for _, _, (_, end) in tensors)]
+    return (
+        offsets_dtype == starts_dtype == np.int64
+        and token_dtype.kind == "u"
+        and offsets == rows + 1
+        and all(
+            start == previous_end and end - start == length * dtype.itemsize
+            for previous_end, (dtype, (length,), (start, end)) in zip(ends, tensors, strict=False)
+        )
+    )

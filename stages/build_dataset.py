@@ -1,0 +1,78 @@
+"""Encode every row of the CSV with data/vocabulary.json, into data/dataset/.
+
+Reads the sections data, split and dataset of params.yaml.
+"""
+
+from contextlib import ExitStack
+
+from stages.artifacts.prompts_csv import DataParameters, read_prompts
+from stages.artifacts.token_shards import (
+    DATASET_FOLDER,
+    DatasetMetadata,
+    SplitMetadata,
+    open_shard_writer,
+    shard_path,
+    start_dataset,
+    write_metadata,
+)
+from stages.artifacts.vocabulary_json import read_vocabulary
+from stages.command_line import command_parser, run, with_progress
+from stages.core.rows import Scored, count_scored, encode_rows
+from stages.core.split import SPLITS, SplitParameters
+from stages.core.vocabulary import UnusableTextError
+from stages.core.windows import DatasetParameters
+from stages.errors import UserError
+from stages.parameters import read_section
+
+
+def main() -> None:
+    """Run the stage."""
+    quiet = command_parser(__doc__).parse_args().quiet
+    data = read_section("data", DataParameters)
+    split_parameters = read_section("split", SplitParameters)
+    parameters = read_section("dataset", DatasetParameters)
+    vocabulary = read_vocabulary()
+
+    scored = dict.fromkeys(SPLITS, Scored(0, 0))
+    start_dataset()
+    with ExitStack() as stack:
+        writers = {
+            split: stack.enter_context(open_shard_writer(shard_path(DATASET_FOLDER, split), vocabulary.size))
+            for split in SPLITS
+        }
+        for chunk in with_progress(read_prompts(data, split_parameters), "build_dataset", quiet=quiet):
+            for split, writer in writers.items():
+                part = chunk.of(split)
+                texts = part.texts()
+                try:
+                    rows = encode_rows(vocabulary, texts)
+                except UnusableTextError as error:
+                    raise UserError(f"{part.place(error.index)}: {error}") from None
+                scored[split] += count_scored(vocabulary, texts, rows, parameters, begins_split=writer.rows == 0)
+                writer.append(rows.token_ids, rows.row_lengths, rows.prompt_lengths)
+    metadata = DatasetMetadata(
+        vocabulary_size=vocabulary.size,
+        eos_id=vocabulary.eos_id,
+        packing=parameters.packing,
+        loss_on=parameters.loss_on,
+        stride=parameters.stride,
+        splits={
+            split: SplitMetadata(
+                rows=writer.rows,
+                tokens=writer.tokens,
+                scored_tokens=scored[split].tokens,
+                scored_bytes=scored[split].bytes,
+            )
+            for split, writer in writers.items()
+        },
+    )
+    write_metadata(metadata)
+    if not quiet:
+        counts = ", ".join(
+            f"{split} {part.rows:,} rows ({part.tokens:,} tokens)" for split, part in metadata.splits.items()
+        )
+        print(f"dataset: {counts} -> {DATASET_FOLDER}/")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,49 @@
+"""What every command has in common: its arguments, its progress on a terminal, and how it ends."""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sized
+from typing import TypeVar
+
+from stages.errors import UserError
+
+_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+
+Chunk = TypeVar("Chunk", bound=Sized)
+
+
+def run(main: Callable[[], None]) -> None:
+    """Call ``main`` and end the process: a mistake of the user's is told in a few lines, without a traceback."""
+    try:
+        main()
+        sys.stdout.flush()
+    except UserError as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(_INTERRUPTED)
+    except BrokenPipeError:
+        # The reader of a pipe, such as head, has had enough. Python would complain when it flushes stdout at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+
+
+def command_parser(description: str | None) -> argparse.ArgumentParser:
+    """Give a parser with the option that every command has; ``description`` is the command's module docstring."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quiet", action="store_true", help="print nothing but errors")
+    return parser
+
+
+def with_progress(chunks: Iterable[Chunk], name: str, *, quiet: bool) -> Iterator[Chunk]:
+    """Pass chunks of rows on, and show on a terminal how many rows have gone by."""
+    if quiet or not sys.stderr.isatty():
+        yield from chunks
+        return
+    rows = 0
+    for chunk in chunks:
+        yield chunk
+        rows += len(chunk)
+        print(f"\r{name}: {rows:,} rows", end="", file=sys.stderr, flush=True)
+    print("\r\033[K", end="", file=sys.stderr, flush=True)  # clear the line

@@ -1,0 +1,82 @@
+"""The examples of one split: its windows, and their batches.
+
+Shapes: B examples in a batch, T tokens.
+"""
+
+import numpy as np
+import numpy.typing as npt
+
+from stages.core.windows import (
+    DatasetParameters,
+    Int64s,
+    Integers,
+    RowSpans,
+    Windows,
+    gather,
+    row_windows,
+    stream_windows,
+    target_positions,
+)
+
+
+class Examples:
+    """Reads windows of a split, however it is packed."""
+
+    def __init__(
+        self, token_ids: Integers, spans: RowSpans, parameters: DatasetParameters, context_length: int, eos_id: int
+    ) -> None:
+        """Take the split's tokens, which may be memory-mapped, and how they are cut and scored."""
+        self.spans = spans
+        self._token_ids = token_ids
+        self._parameters = parameters
+        self._context_length = context_length
+        self._eos_id = eos_id
+
+    def windows(self, offset: int = 0) -> Windows:
+        """Return the windows that cover the split, each target scored once; ``offset`` moves the cut of a stream."""
+        if self._parameters.packing == "rows":
+            return row_windows(self.spans.row_offsets, self._context_length, self._parameters.stride)
+        return stream_windows(len(self._token_ids), self._context_length, self._parameters.stride, offset)
+
+    def full_windows(self, offset: int) -> Windows:
+        """Return the windows for one pass of training: of a stream only those of full length."""
+        windows = self.windows(offset)
+        full = windows.ends - windows.starts == self._context_length
+        return windows.select(full) if self._parameters.packing == "stream" and full.any() else windows
+
+    def largest_offset(self) -> int:
+        """Return how far the cut of a stream can move: 0 for rows, and for a stream too short to lose a context."""
+        inputs = len(self._token_ids) - 1
+        moves = self._parameters.packing == "stream" and inputs >= 2 * self._context_length
+        return self._context_length - 1 if moves else 0
+
+    def per_pass(self) -> int:
+        """Return the number of examples in one pass of training, the same for every offset."""
+        return len(self.full_windows(self.largest_offset()))
+
+    def gather(self, windows: Windows) -> tuple[Int64s, Int64s]:
+        """Read windows as input_ids and targets, [B, T], as long as the longest of them."""
+        only_completions = self.spans if self._parameters.loss_on == "completion" else None
+        everything = np.arange(len(windows))
+        return gather(self._token_ids, windows, everything, _longest(windows), self._eos_id, only_completions)
+
+    def in_completion(self, windows: Windows) -> npt.NDArray[np.bool_]:
+        """Tell which targets of ``gather`` belong to a completion, bool [B, T]; padding is to be told by its target."""
+        return self.spans.is_completion(target_positions(windows, np.arange(len(windows)), _longest(windows)))
+
+    def rows_with_completion(self) -> Int64s:
+        """Return the numbers of the rows that have a completion."""
+        return np.flatnonzero(self.spans.completion_starts < self.spans.row_offsets[1:])
+
+    def prompt_and_rest(self, row: int) -> tuple[list[int], list[int]]:
+        """Return a row's prompt as the model reads it, and what follows: its completion, or a text's second half."""
+        start, completion, end = (
+            int(edge)
+            for edge in (self.spans.row_offsets[row], self.spans.completion_starts[row], self.spans.row_offsets[row + 1])
+        )
+        cut = completion if completion < end else start + (end - start) // 2
+        return self._token_ids[start:cut].tolist(), self._token_ids[cut:end].tolist()
+
+
+def _longest(windows: Windows) -> int:
+    return int((windows.ends - windows.starts).max())

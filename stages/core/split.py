@@ -1,0 +1,53 @@
+"""Decide from its text alone which split a row belongs to, so that a row never moves when others are added."""
+
+import hashlib
+from typing import Literal, Self, get_args
+
+import pydantic
+
+from stages.core.parameter_model import ParameterModel
+
+Split = Literal["train", "validation", "test"]
+SPLITS: tuple[Split, ...] = get_args(Split)
+
+_FRACTION_BITS = 53  # as many as a float holds exactly
+
+
+class SplitParameters(ParameterModel):
+    """Which rows are held out: fractions of them, or what a column says."""
+
+    validation: float = pydantic.Field(ge=0, lt=1)
+    """The fraction of rows held out to choose by while training."""
+    test: float = pydantic.Field(ge=0, lt=1)
+    """The fraction of rows held out to report on."""
+    seed: int = pydantic.Field(ge=0, lt=2**63)
+    """Another seed holds out other rows."""
+    column: str | None
+    """The column that says train, validation or test for each row; the fractions then do not apply. null: no column."""
+
+    @pydantic.model_validator(mode="after")
+    def _leave_rows_to_train_on(self) -> Self:
+        if self.validation + self.test >= 1:
+            raise ValueError(
+                f"split.validation ({self.validation}) and split.test ({self.test}) leave no rows to train on; "
+                "their sum must be less than 1"
+            )
+        return self
+
+
+def split_of(text: str, parameters: SplitParameters) -> Split:
+    """Give the split of a row that is known by ``text``: its prompt, or its completion if the prompt is empty.
+
+    Rows with the same text share a split. The result depends on the text, the seed and the fractions alone: it is the
+    same on every platform and whatever other rows there are.
+    """
+    if parameters.validation + parameters.test == 0:
+        return "train"
+    seed = parameters.seed.to_bytes(8, "little")
+    digest = hashlib.blake2b(text.encode(), digest_size=8, key=seed).digest()
+    fraction = (int.from_bytes(digest, "little") >> 64 - _FRACTION_BITS) / 2**_FRACTION_BITS
+    if fraction < parameters.validation:
+        return "validation"
+    if fraction < parameters.validation + parameters.test:
+        return "test"
+    return "train"

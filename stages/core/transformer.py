@@ -1,0 +1,526 @@
+"""A decoder-only transformer, from scratch: configuration, positions, attention, feed-forward, block, model.
+
+Each part stands before what uses it. Shapes are written as
+
+    B  batch            N  heads (queries)       L  layers
+    T  tokens           K  heads (keys, values)  V  vocabulary size
+    D  d_model          H  head_dim              S  tokens that can be attended to: those in the cache and the T new ones
+
+The smallest configuration (one layer, one head, no norm, no feed-forward, no output projection) is the textbook's masked
+self-attention; the largest ones are GPT-2 (Radford et al. 2019) and LLaMA (Touvron et al. 2023).
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import TYPE_CHECKING, Literal, Self
+
+import pydantic
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from stages.core.parameter_model import ParameterModel
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+# ---------------------------------------------------------------------------------------------------- configuration
+
+
+class ModelParameters(ParameterModel):
+    """The section ``model`` of params.yaml: the network's shape, without the vocabulary.
+
+    Raises:
+        pydantic.ValidationError: a value is out of range, or two values contradict each other.
+    """
+
+    context_length: int = pydantic.Field(ge=2)
+    """The most tokens the model reads at once."""
+    d_model: int = pydantic.Field(ge=1)
+    """Numbers that stand for one token between the layers."""
+    n_layers: int = pydantic.Field(ge=1)
+    """Blocks, one after the other."""
+    n_heads: int = pydantic.Field(ge=1)
+    """Attention heads of a block; each works on d_model / n_heads numbers."""
+    n_kv_heads: int | None = pydantic.Field(ge=1)
+    """Heads of keys and values, each shared by n_heads / n_kv_heads query heads; null: as many as n_heads."""
+    feed_forward: Literal["none", "gelu", "swiglu"]
+    """What follows attention in a block: nothing, two layers with a GELU between, or a gated SwiGLU."""
+    d_ff: int | None = pydantic.Field(ge=1)
+    """The feed-forward's inner width; null: 4 d_model."""
+    norm: Literal["none", "layer", "rms"]
+    """The normalisation before attention, before the feed-forward and before the output layer."""
+    positions: Literal["sinusoidal", "learned", "rotary"]
+    """How a token's place is told: a fixed or a learned vector that is added, or a rotation of queries and keys."""
+    output_projection: bool
+    """Whether a linear layer mixes the heads after attention."""
+    bias: bool
+    """Whether the linear layers and LayerNorms inside the blocks have a bias."""
+    output_bias: bool
+    """Whether the last layer, to the vocabulary, has a bias."""
+    tie_embeddings: bool
+    """Whether the last layer's weight is the token embedding."""
+    dropout: float = pydantic.Field(ge=0, lt=1)
+    """The share of numbers zeroed in training: embeddings, attention weights, each branch of a block."""
+
+    @property
+    def head_dim(self) -> int:
+        """Numbers of one head."""
+        return self.d_model // self.n_heads
+
+    @property
+    def key_value_heads(self) -> int:
+        """``n_kv_heads`` with null resolved."""
+        return self.n_heads if self.n_kv_heads is None else self.n_kv_heads
+
+    @property
+    def feed_forward_width(self) -> int:
+        """``d_ff`` with null resolved."""
+        return 4 * self.d_model if self.d_ff is None else self.d_ff
+
+    @pydantic.model_validator(mode="after")
+    def _agree(self) -> Self:
+        if self.d_model % self.n_heads:
+            raise ValueError(f"n_heads: found {self.n_heads}, allowed: a divisor of d_model ({self.d_model})")
+        if self.n_heads % self.key_value_heads:
+            raise ValueError(
+                f"n_kv_heads: found {self.n_kv_heads}, allowed: null or a divisor of n_heads ({self.n_heads})"
+            )
+        if self.positions == "rotary" and self.head_dim % 2:
+            raise ValueError(
+                f"positions: found 'rotary' with {self.head_dim} numbers a head (d_model / n_heads), allowed: an even "
+                "number, because rotary positions turn pairs"
+            )
+        if self.d_ff is not None and self.feed_forward == "none":
+            raise ValueError(f"d_ff: found {self.d_ff}, allowed: null, because feed_forward is none")
+        return self
+
+
+class TransformerConfig(ModelParameters):
+    """Everything that a model's shape depends on; saved beside its weights."""
+
+    vocabulary_size: int = pydantic.Field(ge=1)
+    """Different tokens, from the vocabulary's file."""
+
+
+# -------------------------------------------------------------------------------------------------------- positions
+
+
+def sinusoidal_positions(context_length: int, d_model: int) -> Tensor:
+    """Return the fixed position vectors, [context_length, D], that are added to the embeddings.
+
+    PE(p, 2i) = sin(p / 10000^(2i/D)) and PE(p, 2i+1) = cos(p / 10000^(2i/D)): Vaswani et al. 2017, section 3.5. An odd D
+    ends with a sine.
+    """
+    even = torch.arange(0, d_model, 2, dtype=torch.float64)
+    angles = torch.arange(context_length, dtype=torch.float64)[:, None] / 10000 ** (even / d_model)
+    table = torch.empty(context_length, d_model)
+    table[:, 0::2] = angles.sin()
+    table[:, 1::2] = angles.cos()[:, : d_model // 2]
+    return table
+
+
+def rotary_positions(context_length: int, head_dim: int) -> Tensor:
+    """Return the cosines and signed sines, [2, context_length, 1, H], by which each position turns its pairs.
+
+    Pair i turns by p / 10000^(2i/H): Su et al. 2021, section 3.2.2. As in LLaMA, number i is paired with number i + H/2;
+    the sine is negative for the first of a pair.
+    """
+    even = torch.arange(0, head_dim, 2, dtype=torch.float64)
+    angles = torch.arange(context_length, dtype=torch.float64)[:, None] / 10000 ** (even / head_dim)
+    cosine, sine = angles.cos(), angles.sin()  # [context_length, H/2]
+    table = torch.stack((torch.cat((cosine, cosine), dim=-1), torch.cat((-sine, sine), dim=-1)))
+    return table.float().unsqueeze(-2)  # [2, context_length, H] -> [2, context_length, 1, H]: the same for every head
+
+
+Rotation = tuple[Tensor, Tensor]
+"""The cosines and signed sines of some tokens: [T, 1, H] each or, where rows differ in length, [B, 1, 1, H]."""
+
+
+def rotate(heads: Tensor, rotation: Rotation) -> Tensor:
+    """Turn the pairs of queries or keys, [B, T, N, H]: (a, b) becomes (a cos - b sin, b cos + a sin)."""
+    cosine, sine = rotation
+    partners = heads.roll(heads.shape[-1] // 2, dims=-1)
+    return (heads * cosine + partners * sine).type_as(heads)
+
+
+# ---------------------------------------------------------------------------------------------- key and value cache
+
+
+class KeyValueCache:
+    """The keys and values of tokens already read, so that generation computes each token once.
+
+    Its memory is taken once: 2 L B K context_length H numbers. Rows may hold different numbers of tokens. It is first
+    filled with whole prompts, right-padded; then one token a row is added at a time.
+    """
+
+    def __init__(self, config: TransformerConfig, batch: int, like: Tensor) -> None:
+        """Take memory for ``batch`` rows, on the device and in the dtype of ``like``."""
+        shape = (batch, config.key_value_heads, config.context_length, config.head_dim)
+        self.capacity = config.context_length
+        self.layers = [(like.new_empty(shape), like.new_empty(shape)) for _ in range(config.n_layers)]
+        self.lengths = [0] * batch
+        self._places: slice | tuple[Tensor, Tensor] = slice(0, 0)
+        self._end = 0
+
+    def reserve(self, tokens: int) -> tuple[slice | Tensor, Tensor | None]:
+        """Make place for ``tokens`` more tokens in every row.
+
+        Returns:
+            their positions (a slice where all rows are equally long, else [B, 1]) and, where rows differ, which of the
+            tokens each row may attend to, bool [B, 1, 1, S].
+
+        Raises:
+            ValueError: a row would be longer than context_length, or several tokens are added to a filled cache.
+        """
+        start, longest = min(self.lengths), max(self.lengths)
+        if longest + tokens > self.capacity:
+            raise ValueError(f"found {longest} + {tokens} tokens, allowed: context_length ({self.capacity})")
+        if longest and tokens > 1:
+            raise ValueError(f"found {tokens} tokens for a filled cache, allowed: 1")
+        self._end = longest + tokens
+        if start == longest:
+            self._places = slice(start, self._end)
+            self.lengths = [self._end] * len(self.lengths)
+            return self._places, None
+        device = self.layers[0][0].device
+        positions = torch.tensor(self.lengths, device=device)
+        self._places = (torch.arange(len(self.lengths), device=device), positions)
+        self.lengths = [length + 1 for length in self.lengths]
+        reachable = torch.arange(self._end, device=device) <= positions[:, None]  # [B, S]
+        return positions[:, None], reachable[:, None, None]
+
+    def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Write the reserved tokens' keys and values, [B, K, T, H]; return all of that layer's, [B, K, S, H]."""
+        stored_keys, stored_values = self.layers[layer]
+        if isinstance(self._places, slice):
+            stored_keys[:, :, self._places] = keys
+            stored_values[:, :, self._places] = values
+        else:
+            rows, positions = self._places
+            stored_keys[rows, :, positions] = keys[:, :, 0].type_as(stored_keys)
+            stored_values[rows, :, positions] = values[:, :, 0].type_as(stored_values)
+        return stored_keys[:, :, : self._end], stored_values[:, :, : self._end]
+
+    def forget_padding(self, lengths: Sequence[int]) -> None:
+        """Say how many tokens of each row were real in what filled the cache; what follows them is overwritten."""
+        self.lengths = list(lengths)
+
+    def drop(self, row: int) -> None:
+        """Take one row out; the last row moves to its place, so that no memory is taken."""
+        last = len(self.lengths) - 1
+        for stored in itertools.chain(*self.layers):
+            stored[row] = stored[last]
+        self.lengths[row] = self.lengths[last]
+        del self.lengths[last]
+        self.layers = [(keys[:last], values[:last]) for keys, values in self.layers]
+
+
+# -------------------------------------------------------------------------------------------------------- attention
+
+
+def explicit_attention(queries: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    """Attend step by step: softmax(Q K^T / sqrt(H)) V over the tokens up to each query's own.
+
+    Vaswani et al. 2017, equation 1, with the mask of section 3.2.3; heads of keys and values are shared as in Ainslie et
+    al. 2023. ``fused_attention`` computes the same context without ever holding the weights.
+
+    Args:
+        queries: [B, N, T, H].
+        keys: [B, K, T, H].
+        values: [B, K, T, H].
+
+    Returns:
+        the context [B, N, T, H] and the attention weights [B, N, T, T]; a weight's row sums to 1.
+    """
+    tokens = queries.shape[-2]
+    shared_by = queries.shape[1] // keys.shape[1]
+    keys = keys.repeat_interleave(shared_by, dim=1)  # [B, K, T, H] -> [B, N, T, H]
+    values = values.repeat_interleave(shared_by, dim=1)  # [B, K, T, H] -> [B, N, T, H]
+    attention_scores = queries @ keys.transpose(-2, -1) / math.sqrt(queries.shape[-1])  # [B, N, T, T]
+    later = torch.ones(tokens, tokens, dtype=torch.bool, device=queries.device).triu(diagonal=1)
+    attention_weights = attention_scores.masked_fill(later, -math.inf).softmax(dim=-1)
+    return attention_weights @ values, attention_weights
+
+
+def fused_attention(
+    queries: Tensor, keys: Tensor, values: Tensor, reachable: Tensor | None = None, dropout: float = 0.0
+) -> Tensor:
+    """Attend in one fused operation (Dao et al. 2022), which needs memory in proportion to T instead of T^2.
+
+    Args:
+        queries: [B, N, T, H].
+        keys: [B, K, S, H]; S = T, or T = 1.
+        values: [B, K, S, H].
+        reachable: bool [B, 1, T, S]; None: every token up to the query's own.
+        dropout: the share of attention weights to zero.
+
+    Returns:
+        the context, [B, N, T, H].
+    """
+    if queries.dtype == torch.bfloat16 and queries.device.type == "cpu":
+        # On CPU the fused operation's backward pass is several times slower in bfloat16 than in float32.
+        with torch.autocast("cpu", enabled=False):
+            context = fused_attention(queries.float(), keys.float(), values.float(), reachable, dropout)
+        return context.bfloat16()
+    return functional.scaled_dot_product_attention(
+        queries,
+        keys,
+        values,
+        attn_mask=reachable,
+        dropout_p=dropout,
+        is_causal=reachable is None and queries.shape[-2] > 1,
+        enable_gqa=queries.shape[1] != keys.shape[1],
+    )
+
+
+class Attention(nn.Module):
+    """Masked self-attention with several heads: each token gathers from itself and the tokens before it."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        """Make the layers: one for queries, keys and values together, and one that mixes the heads if asked for."""
+        super().__init__()
+        self.head_dim = config.head_dim
+        self.n_heads = config.n_heads
+        self.n_kv_heads = config.key_value_heads
+        self.dropout = config.dropout
+        width = (config.n_heads + 2 * config.key_value_heads) * config.head_dim
+        self.queries_keys_values = nn.Linear(config.d_model, width, bias=config.bias)
+        self.projection = nn.Linear(config.d_model, config.d_model, bias=config.bias) if config.output_projection else None
+
+    def forward(
+        self,
+        x: Tensor,
+        rotation: Rotation | None,
+        cached: tuple[KeyValueCache, int, Tensor | None] | None = None,
+        weights: list[Tensor] | None = None,
+    ) -> Tensor:
+        """Return what each token gathered, [B, T, D].
+
+        Args:
+            x: [B, T, D].
+            rotation: by what queries and keys turn; None: positions are not rotary.
+            cached: the cache, this layer's number, and which tokens each row may attend to.
+            weights: if given, attention is explicit and its weights, [B, N, T, T], are appended here.
+        """
+        batch, tokens, _ = x.shape
+        heads = self.queries_keys_values(x).view(batch, tokens, -1, self.head_dim)  # [B, T, (N+2K)H] -> [B, T, N+2K, H]
+        turning, values = heads.split_with_sizes((self.n_heads + self.n_kv_heads, self.n_kv_heads), dim=2)
+        if rotation is not None:
+            turning = rotate(turning, rotation)
+        queries, keys = turning.split_with_sizes((self.n_heads, self.n_kv_heads), dim=2)
+        queries = queries.transpose(1, 2)  # [B, T, N, H] -> [B, N, T, H]
+        keys = keys.transpose(1, 2)  # [B, T, K, H] -> [B, K, T, H]
+        values = values.transpose(1, 2)  # [B, T, K, H] -> [B, K, T, H]
+        reachable = None
+        if cached is not None:
+            cache, layer, reachable = cached
+            keys, values = cache.extend(layer, keys, values)  # [B, K, T, H] -> [B, K, S, H]
+        if weights is None:
+            context = fused_attention(queries, keys, values, reachable, self.dropout if self.training else 0.0)
+        else:
+            context, attention_weights = explicit_attention(queries, keys, values)
+            weights.append(attention_weights)
+        context = context.transpose(1, 2).reshape(batch, tokens, -1)  # [B, N, T, H] -> [B, T, N, H] -> [B, T, D]
+        return context if self.projection is None else self.projection(context)
+
+
+# ------------------------------------------------------------------------------------------------------ feed-forward
+
+
+class GeluFeedForward(nn.Module):
+    """Two linear layers with a GELU between, each token on its own: Hendrycks & Gimpel 2016, in its exact form."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        """Make the layers, D -> d_ff -> D."""
+        super().__init__()
+        self.up = nn.Linear(config.d_model, config.feed_forward_width, bias=config.bias)
+        self.down = nn.Linear(config.feed_forward_width, config.d_model, bias=config.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [B, T, D] to [B, T, D]."""
+        return self.down(functional.gelu(self.up(x)))
+
+
+class SwigluFeedForward(nn.Module):
+    """A linear layer gated by another: (SiLU(x W) * x V) W2, Shazeer 2020, equation 6."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        """Make the layers: gate and up D -> d_ff, down d_ff -> D."""
+        super().__init__()
+        self.gate = nn.Linear(config.d_model, config.feed_forward_width, bias=config.bias)
+        self.up = nn.Linear(config.d_model, config.feed_forward_width, bias=config.bias)
+        self.down = nn.Linear(config.feed_forward_width, config.d_model, bias=config.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [B, T, D] to [B, T, D]."""
+        return self.down(functional.silu(self.gate(x)) * self.up(x))
+
+
+# ------------------------------------------------------------------------------------------------------------ block
+
+
+def make_norm(config: TransformerConfig) -> nn.Module:
+    """Return the normalisation of the last dimension: LayerNorm (Ba et al. 2016) or RMSNorm (Zhang & Sennrich 2019)."""
+    match config.norm:
+        case "layer":
+            return nn.LayerNorm(config.d_model, eps=1e-5, bias=config.bias)
+        case "rms":
+            return nn.RMSNorm(config.d_model, eps=1e-5)
+        case "none":
+            return nn.Identity()
+
+
+def make_feed_forward(config: TransformerConfig) -> nn.Module | None:
+    """Return the feed-forward that the configuration names, if any."""
+    match config.feed_forward:
+        case "gelu":
+            return GeluFeedForward(config)
+        case "swiglu":
+            return SwigluFeedForward(config)
+        case "none":
+            return None
+
+
+def make_dropout(config: TransformerConfig) -> nn.Module:
+    """Return what zeroes some numbers in training: Srivastava et al. 2014."""
+    return nn.Dropout(config.dropout) if config.dropout else nn.Identity()
+
+
+class Block(nn.Module):
+    """One layer: attention, then a feed-forward; each normalises its input and is added to it.
+
+    Normalising first is what GPT-2 does (Radford et al. 2019, section 2.3).
+    """
+
+    def __init__(self, config: TransformerConfig) -> None:
+        """Make the parts that the configuration names."""
+        super().__init__()
+        self.attention_norm = make_norm(config)
+        self.attention = Attention(config)
+        feed_forward = make_feed_forward(config)
+        self.feed_forward_norm = None if feed_forward is None else make_norm(config)
+        self.feed_forward = feed_forward
+        self.dropout = make_dropout(config)
+
+    def forward(
+        self,
+        x: Tensor,
+        rotation: Rotation | None,
+        cached: tuple[KeyValueCache, int, Tensor | None] | None = None,
+        weights: list[Tensor] | None = None,
+    ) -> Tensor:
+        """Map [B, T, D] to [B, T, D]; the other arguments are those of ``Attention.forward``."""
+        x = x + self.dropout(self.attention(self.attention_norm(x), rotation, cached, weights))
+        if self.feed_forward is not None and self.feed_forward_norm is not None:
+            x = x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
+        return x
+
+
+# ------------------------------------------------------------------------------------------------------------ model
+
+
+class Transformer(nn.Module):
+    """Token ids in, logits of each next token out."""
+
+    position_table: Tensor
+    """[context_length, D] vectors to add, or for rotary positions [2, context_length, 1, H] cosines and sines."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        """Make and initialise the network; the random numbers come from torch's global generator."""
+        super().__init__()
+        self.config = config
+        self.embedding = nn.Embedding(config.vocabulary_size, config.d_model)
+        match config.positions:
+            case "learned":
+                self.position_table = nn.Parameter(torch.randn(config.context_length, config.d_model))
+            case "sinusoidal":
+                table = sinusoidal_positions(config.context_length, config.d_model)
+                self.register_buffer("position_table", table, persistent=False)
+            case "rotary":
+                table = rotary_positions(config.context_length, config.head_dim)
+                self.register_buffer("position_table", table, persistent=False)
+        self.dropout = make_dropout(config)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layers))
+        self.final_norm = make_norm(config)
+        self.output = nn.Linear(config.d_model, config.vocabulary_size, bias=config.output_bias)
+        if config.tie_embeddings:
+            self.output.weight = self.embedding.weight
+        initialise(self)
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        """Return the logits, [B, T, V]: at each place those of the token that follows.
+
+        Args:
+            input_ids: int64 [B, T], T at most context_length.
+
+        Raises:
+            ValueError: T is more than context_length.
+        """
+        logits: Tensor = self.output(self.hidden_states(input_ids))
+        return logits
+
+    def hidden_states(self, input_ids: Tensor, cache: KeyValueCache | None = None) -> Tensor:
+        """Return what the output layer reads, [B, T, D].
+
+        Args:
+            input_ids: int64 [B, T], T at most context_length.
+            cache: the tokens before these, which are attended to as well; the new tokens are added to it.
+
+        Raises:
+            ValueError: there are more tokens than context_length.
+        """
+        return self._hidden_states(input_ids, cache, None)
+
+    def attention_weights(self, input_ids: Tensor) -> list[Tensor]:
+        """Return for each layer how much each token (second last dimension) attends to which: [B, N, T, T].
+
+        Raises:
+            ValueError: T is more than context_length.
+        """
+        weights: list[Tensor] = []
+        self._hidden_states(input_ids, None, weights)
+        return weights
+
+    def _hidden_states(self, input_ids: Tensor, cache: KeyValueCache | None, weights: list[Tensor] | None) -> Tensor:
+        tokens = input_ids.shape[1]
+        if tokens > self.config.context_length:
+            raise ValueError(f"found {tokens} tokens, allowed: context_length ({self.config.context_length})")
+        positions: slice | Tensor = slice(0, tokens)
+        reachable = None
+        if cache is not None:
+            positions, reachable = cache.reserve(tokens)
+        x = self.embedding(input_ids)  # [B, T] -> [B, T, D]
+        rotation = None
+        if self.config.positions == "rotary":
+            cosine, sine = self.position_table[:, positions]
+            rotation = cosine, sine
+        else:
+            x = x + self.position_table[positions]  # [T, D] or, where rows differ in length, [B, 1, D]
+        x = self.dropout(x)
+        for layer, block in enumerate(self.blocks):
+            x = block(x, rotation, None if cache is None else (cache, layer, reachable), weights)
+        hidden: Tensor = self.final_norm(x)
+        return hidden
+
+
+def initialise(model: Transformer) -> None:
+    """Draw the first weights.
+
+    Without norms these are torch's own, drawn when the layers were made: the textbook's small model learns with them. With
+    norms they are GPT-2's (Radford et al. 2019, section 2.3): small normal weights, no bias, and the layers that add to
+    the residual stream smaller the more of them there are.
+    """
+    if model.config.norm == "none":
+        return
+    deviation = 0.02
+    residual_deviation = deviation / math.sqrt(2 * model.config.n_layers)
+    for name, parameter in model.named_parameters():
+        if name.endswith(("projection.weight", "down.weight")):
+            nn.init.normal_(parameter, std=residual_deviation)
+        elif name.endswith("bias"):
+            nn.init.zeros_(parameter)
+        elif "norm" not in name:
+            nn.init.normal_(parameter, std=deviation)

@@ -1,0 +1,171 @@
+"""Cut token_ids into the windows that a model trains on and is scored on.
+
+A window reads ``token_ids[start:end]`` and predicts ``token_ids[start + 1:end + 1]``. Windows may overlap, to give
+every target more context; the targets that an earlier window has scored are then context only, so that each target is
+scored exactly once.
+
+Shapes: B windows in a batch, T tokens, R rows, W windows.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import pydantic
+
+from stages.core.parameter_model import ParameterModel
+from stages.errors import UserError
+
+IGNORE_INDEX = -100
+
+Integers = npt.NDArray[np.integer[Any]]
+Int64s = npt.NDArray[np.int64]
+
+
+class DatasetParameters(ParameterModel):
+    """How token_ids become windows, and which targets carry loss."""
+
+    packing: Literal["rows", "stream"]
+    """rows: a window never leaves its row; stream: the rows are laid end to end and windows cross them."""
+    loss_on: Literal["all", "completion"]
+    """all: every target carries loss; completion: only the targets in a completion do."""
+    stride: int | None = pydantic.Field(ge=1)
+    """Tokens from one window's start to the next one's; null: the context length, so that windows do not overlap."""
+
+
+@dataclass(frozen=True)
+class Windows:
+    """W windows, as absolute positions in token_ids, in the order of the text."""
+
+    starts: Int64s
+    """[W] the first input."""
+    ends: Int64s
+    """[W] one past the last input, which is the last target."""
+    scored_from: Int64s
+    """[W] the first target that no earlier window has scored."""
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def select(self, which: Int64s | npt.NDArray[np.bool_] | slice) -> "Windows":
+        """Return the windows at these indices, in their order, or where a mask is true."""
+        return Windows(self.starts[which], self.ends[which], self.scored_from[which])
+
+
+@dataclass(frozen=True)
+class RowSpans:
+    """Where the rows and their completions lie in token_ids."""
+
+    row_offsets: Integers
+    """[R + 1] row r is token_ids[row_offsets[r]:row_offsets[r + 1]]."""
+    completion_starts: Integers
+    """[R] the first token of row r's completion; row_offsets[r + 1] where it has none."""
+
+    def is_completion(self, positions: Integers) -> npt.NDArray[np.bool_]:
+        """Tell for each position in token_ids, whatever the shape, whether it belongs to a completion."""
+        rows = np.searchsorted(self.row_offsets, positions, side="right") - 1
+        return np.asarray(positions >= self.completion_starts[rows])
+
+
+def row_windows(row_offsets: Integers, context_length: int, stride: int | None) -> Windows:
+    """Cut every row by itself, into windows of at most ``context_length`` inputs.
+
+    Args:
+        row_offsets: [R + 1] row r is token_ids[row_offsets[r]:row_offsets[r + 1]].
+        context_length: the most inputs of a window.
+        stride: tokens from one window's start to the next one's; None: ``context_length``.
+
+    Raises:
+        UserError: the stride would leave tokens unseen.
+    """
+    stride = _checked_stride(context_length, stride)
+    offsets = np.asarray(row_offsets, dtype=np.int64)
+    # A row of n tokens has n - 1 inputs: its last token is a target only.
+    return _cut(offsets[:-1], offsets[1:] - 1, context_length, stride)
+
+
+def stream_windows(tokens: int, context_length: int, stride: int | None, offset: int = 0) -> Windows:
+    """Cut ``tokens`` tokens, laid end to end, into windows of at most ``context_length`` inputs.
+
+    Args:
+        tokens: how many tokens there are.
+        context_length: the most inputs of a window.
+        stride: tokens from one window's start to the next one's; None: ``context_length``.
+        offset: where the second window starts; the first one then has ``offset`` inputs. Training draws another offset
+            for each pass, so that a token does not always meet the same context. At most ``context_length``.
+
+    Raises:
+        UserError: the stride would leave tokens unseen.
+    """
+    stride = _checked_stride(context_length, stride)
+    if not 0 <= offset <= context_length:
+        raise ValueError(f"offset {offset} is not within 0 and the context length {context_length}")
+    edges = np.array([0, min(offset, max(tokens - 1, 0)), max(tokens - 1, 0)], dtype=np.int64)
+    return _cut(edges[:-1], edges[1:], context_length, stride)
+
+
+def target_positions(windows: Windows, indices: Integers, length: int) -> Int64s:
+    """Give the positions [B, length] in token_ids of the targets that ``gather`` returns.
+
+    Past the end of a shorter window they repeat its last target: use them where targets differ from IGNORE_INDEX.
+    """
+    positions = windows.starts[indices, None] + np.arange(1, length + 1)
+    return np.asarray(np.minimum(positions, windows.ends[indices, None]))
+
+
+def gather(
+    token_ids: Integers,
+    windows: Windows,
+    indices: Integers,
+    length: int,
+    eos_id: int,
+    only_completions: RowSpans | None = None,
+) -> tuple[Int64s, Int64s]:
+    """Read the windows at ``indices`` as one batch, with one index operation.
+
+    Args:
+        token_ids: [tokens] all tokens; may be memory-mapped.
+        windows: what ``row_windows`` or ``stream_windows`` gave for them.
+        indices: [B] which windows.
+        length: the inputs of each row of the batch; at least as many as the longest of these windows has.
+        eos_id: pads the inputs on the right.
+        only_completions: where the completions lie, if only they carry loss.
+
+    Returns:
+        input_ids [B, length] and targets [B, length], which are IGNORE_INDEX where they carry no loss.
+    """
+    starts, ends = windows.starts[indices, None], windows.ends[indices, None]
+    positions = starts + np.arange(length + 1)  # [B, length + 1]: the inputs and one more, since targets are one ahead
+    taken = token_ids[np.minimum(positions, ends)].astype(np.int64)
+    input_ids = np.where(positions[:, :-1] < ends, taken[:, :-1], eos_id)
+    scored = (positions[:, 1:] <= ends) & (positions[:, 1:] >= windows.scored_from[indices, None])
+    if only_completions is not None:
+        scored &= only_completions.is_completion(np.minimum(positions[:, 1:], ends))
+    return input_ids, np.where(scored, taken[:, 1:], IGNORE_INDEX)
+
+
+def _checked_stride(context_length: int, stride: int | None) -> int:
+    if stride is not None and stride > context_length:
+        raise UserError(
+            f"dataset.stride: found {stride}, which is more than model.context_length ({context_length}), so that "
+            f"tokens would be skipped; allowed: 1 to {context_length}, or null for windows that do not overlap"
+        )
+    return context_length if stride is None else stride
+
+
+def _cut(span_starts: Int64s, span_ends: Int64s, context_length: int, stride: int) -> Windows:
+    """Cut each span of inputs, [start, end), into windows; a span without inputs gives none."""
+    inputs = span_ends - span_starts
+    further = -(
+        (context_length - inputs) // stride
+    )  # windows after the first: ceil((inputs - context_length) / stride)
+    counts = np.where(inputs > 0, 1 + np.maximum(further, 0), 0)
+    spans = np.repeat(np.arange(len(counts)), counts)  # [W] the span of each window
+    first_windows = np.cumsum(counts) - counts
+    nth = np.arange(len(spans)) - first_windows[spans]  # [W] 0 for the first window of a span
+    starts = span_starts[spans] + nth * stride
+    ends = np.minimum(starts + context_length, span_ends[spans])
+    # Only the last window of a span is short, so the window before ends context_length after its start.
+    scored_from = starts + 1 + np.where(nth > 0, context_length - stride, 0)
+    return Windows(starts, ends, scored_from)

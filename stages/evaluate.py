@@ -1,0 +1,252 @@
+"""Score the model on rows it has not seen: metrics/evaluate.json, metrics/samples.csv and the data of the plots."""
+
+import argparse
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+from pydantic import Field
+
+from stages import command_line
+from stages.artifacts.metrics_json import write_json
+from stages.artifacts.model_weights import SavedModel, read_model, read_provenance
+from stages.artifacts.table_csv import write_table
+from stages.artifacts.token_shards import DATASET_FOLDER, SplitMetadata, read_metadata
+from stages.artifacts.vocabulary_json import read_vocabulary
+from stages.core.accuracy import (
+    bits_per_byte,
+    count_correct,
+    count_correct_by_position,
+    count_pairs,
+    perplexity,
+    score_tokens,
+)
+from stages.core.examples import Examples
+from stages.core.generation import generate
+from stages.core.parameter_model import ParameterModel
+from stages.core.vocabulary import Vocabulary
+from stages.core.windows import IGNORE_INDEX
+from stages.dataset import open_examples
+from stages.errors import UserError
+from stages.parameters import read_section
+from stages.provenance import stage_provenance
+from stages.runtime import RuntimeParameters
+from stages.tracking import log_evaluation
+
+METRICS_FILE = Path("metrics/evaluate.json")
+SAMPLES_FILE = Path("metrics/samples.csv")
+POSITIONS_FILE = Path("metrics/plots/accuracy_by_position.csv")
+CONFUSIONS_FILE = Path("metrics/plots/confusions.csv")
+
+# The pairs that are confused most often; the long tail says little.
+CONFUSIONS = 20
+# Figures are rounded where the order in which floating-point numbers are added up begins to show.
+DECIMALS = 6
+
+
+class EvaluateParameters(ParameterModel):
+    """How the model is scored."""
+
+    batch_size: Annotated[int, Field(ge=1)]
+    """Examples scored at once; changes no figure."""
+    max_new_tokens: Annotated[int, Field(ge=1)] | None
+    """The longest completion that is generated; null: as long as the longest in the data."""
+    samples: Annotated[int, Field(ge=0)]
+    """Completions written to metrics/samples.csv."""
+
+
+@dataclass
+class Scores:
+    """Sums over all examples of a split: the batch size changes none of them."""
+
+    nats: float
+    tokens: int
+    correct: int
+    completion_tokens: int
+    completion_correct: int
+    tokens_by_position: torch.Tensor
+    """int64 [context_length]"""
+    correct_by_position: torch.Tensor
+    """int64 [context_length]"""
+    pairs: Counter[tuple[int, int]]
+    """How often each (target, prediction) occurred."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A prompt, what followed it in the data and what the model made of it, as token ids without <EOS>."""
+
+    prompt: list[int]
+    expected: list[int]
+    completion: list[int]
+    exact: bool
+
+
+def main() -> None:
+    """Score the model of data/model/ as params.yaml says."""
+    argparse.ArgumentParser(prog="python -m stages.evaluate", description=__doc__).parse_args()
+    parameters = read_section("evaluate", EvaluateParameters)
+    runtime = read_section("runtime", RuntimeParameters)
+    model = read_model()
+    vocabulary = read_vocabulary()
+    metadata = read_metadata()
+    check_fit(model, vocabulary)
+    split, examples = held_out(model.network.config.context_length)
+    model.network.to(runtime.torch_device())
+
+    scores = score(model, examples, parameters.batch_size)
+    samples = complete_rows(model, examples, vocabulary.eos_id, parameters)
+    metrics = {"split": split, **summarise(scores, metadata.splits[split], samples)}
+    write_json(METRICS_FILE, metrics)
+    write_samples(samples[: parameters.samples], vocabulary)
+    write_plots(scores, vocabulary)
+    provenance = stage_provenance("evaluate")
+    paths = [METRICS_FILE, SAMPLES_FILE, POSITIONS_FILE, CONFUSIONS_FILE]
+    log_evaluation(read_provenance(), provenance, DATASET_FOLDER, metrics, paths)
+    print(describe(metrics))
+
+
+def check_fit(model: SavedModel, vocabulary: Vocabulary) -> None:
+    """Refuse a vocabulary that the model was not trained with.
+
+    Raises:
+        UserError: they differ in size.
+    """
+    expected = model.network.config.vocabulary_size
+    if vocabulary.size != expected:
+        message = (
+            f"data/vocabulary.json: found {vocabulary.size} tokens, but data/model/ was trained with {expected}: they come "
+            "from different runs; type `dvc repro`"
+        )
+        raise UserError(message)
+
+
+def held_out(context_length: int) -> tuple[str, Examples]:
+    """Return the split to score: test, else validation, else (where nothing is held out) train.
+
+    Raises:
+        UserError: the dataset has no rows at all.
+    """
+    metadata = read_metadata()
+    for split in ("test", "validation", "train"):
+        examples = open_examples(split, metadata, context_length)
+        if examples is not None:
+            return split, examples
+    raise UserError("data/dataset/: no split has rows; type `dvc repro --force build_dataset`")
+
+
+@torch.inference_mode()
+def score(model: SavedModel, examples: Examples, batch_size: int) -> Scores:
+    """Compare every target with the model's prediction."""
+    network = model.network
+    device = network.output.weight.device
+    context_length = network.config.context_length
+    by_position = torch.zeros(2, context_length, dtype=torch.int64)
+    scores = Scores(0.0, 0, 0, 0, 0, by_position[0], by_position[1], Counter())
+    windows = examples.windows()
+    for first in range(0, len(windows), batch_size):
+        batch = windows.select(slice(first, first + batch_size))
+        input_ids, targets = (torch.from_numpy(array).to(device) for array in examples.gather(batch))
+        nats, predictions = score_tokens(network.hidden_states(input_ids), network.output, targets)
+        scored = targets != IGNORE_INDEX
+        completion = scored & torch.from_numpy(examples.in_completion(batch)).to(device)
+        correct, tokens = count_correct(predictions, targets, scored)
+        completion_correct, completion_tokens = count_correct(predictions, targets, completion)
+        position_correct, position_tokens = count_correct_by_position(predictions, targets, scored)
+        scores.nats += float(nats.sum())
+        scores.tokens += tokens
+        scores.correct += correct
+        scores.completion_tokens += completion_tokens
+        scores.completion_correct += completion_correct
+        scores.tokens_by_position[: position_tokens.shape[0]] += position_tokens.cpu()
+        scores.correct_by_position[: position_correct.shape[0]] += position_correct.cpu()
+        scores.pairs += count_pairs(predictions, targets, scored)
+    return scores
+
+
+def complete_rows(
+    model: SavedModel, examples: Examples, eos_id: int, parameters: EvaluateParameters
+) -> list[Sample]:
+    """Complete the prompts of a split greedily: all of those that have a completion, else the first halves of some texts."""
+    rows = examples.rows_with_completion()
+    if len(rows) == 0:
+        rows = np.arange(min(parameters.samples, len(examples.spans.completion_starts)))
+    pairs = [examples.prompt_and_rest(int(row)) for row in rows]
+    longest = parameters.max_new_tokens or max((len(rest) for _, rest in pairs), default=1)
+    # Prompts of like length share a batch, which saves padding.
+    order = sorted(range(len(pairs)), key=lambda index: len(pairs[index][0]))
+    completions: dict[int, list[int]] = {}
+    for first in range(0, len(order), parameters.batch_size):
+        batch = order[first : first + parameters.batch_size]
+        generated = generate(model.network, [pairs[index][0] for index in batch], eos_id, longest)
+        completions |= zip(batch, generated, strict=True)
+    return [
+        Sample(_text(prompt, eos_id), _text(rest, eos_id), _text(completions[index], eos_id), completions[index] == rest)
+        for index, (prompt, rest) in enumerate(pairs)
+    ]
+
+
+def summarise(scores: Scores, metadata: SplitMetadata, samples: list[Sample]) -> dict[str, float]:
+    """Return the figures of metrics/evaluate.json.
+
+    Raises:
+        UserError: the loss is infinite or not a number.
+    """
+    loss = scores.nats / max(1, scores.tokens)
+    figures = {
+        "rows": metadata.rows,
+        "tokens": scores.tokens,
+        "loss": loss,
+        "perplexity": perplexity(loss),
+        "bits_per_byte": bits_per_byte(scores.nats, metadata.scored_bytes),
+        "next_token_accuracy": scores.correct / max(1, scores.tokens),
+    }
+    if scores.completion_tokens:
+        figures["completion_token_accuracy"] = scores.completion_correct / scores.completion_tokens
+        figures["completion_exact_match"] = sum(sample.exact for sample in samples) / len(samples)
+    return {name: round(value, DECIMALS) for name, value in figures.items()}
+
+
+def write_samples(samples: list[Sample], vocabulary: Vocabulary) -> None:
+    """Write what the model answers, to be read by a person."""
+    rows = [
+        (*(vocabulary.decode(part) for part in (sample.prompt, sample.expected, sample.completion)), sample.exact)
+        for sample in samples
+    ]
+    write_table(SAMPLES_FILE, ["prompt", "expected", "completion", "exact_match"], rows)
+
+
+def write_plots(scores: Scores, vocabulary: Vocabulary) -> None:
+    """Write what ``dvc plots`` draws."""
+    positions = [
+        (position, correct / tokens, tokens)
+        for position, (correct, tokens) in enumerate(
+            zip(scores.correct_by_position.tolist(), scores.tokens_by_position.tolist(), strict=True), start=1
+        )
+        if tokens
+    ]
+    write_table(POSITIONS_FILE, ["position", "accuracy", "tokens"], positions)
+    names = {token_id: token for token, token_id in vocabulary.token_to_id.items()}
+    wrong = [(count, pair) for pair, count in scores.pairs.items() if pair[0] != pair[1]]
+    wrong.sort(key=lambda item: (-item[0], item[1]))
+    rows = [(f"{names[target]} → {names[predicted]}", count) for count, (target, predicted) in wrong[:CONFUSIONS]]
+    write_table(CONFUSIONS_FILE, ["confusion", "count"], rows)
+
+
+def describe(metrics: dict[str, Any]) -> str:
+    """Return the figures as a line for people."""
+    note = ", which the model was trained on: nothing is held out" if metrics["split"] == "train" else ""
+    names = ("loss", "next_token_accuracy", "completion_exact_match")
+    figures = ", ".join(f"{name} {metrics[name]:.4f}" for name in names if name in metrics)
+    return f"scored {metrics['rows']:,} {metrics['split']} rows{note}: {figures} -> {METRICS_FILE}"
+
+
+def _text(token_ids: list[int], eos_id: int) -> list[int]:
+    return [token_id for token_id in token_ids if token_id != eos_id]
+
+
+if __name__ == "__main__":
+    command_line.run(main)

@@ -1,0 +1,83 @@
+"""Complete prompts with the trained model: `python -m stages.generate "What is CNN"` prints `Great`."""
+
+import argparse
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from tokenizers.decoders import DecodeStream
+
+from stages import command_line
+from stages.artifacts.model_weights import MODEL_FOLDER, read_model
+from stages.artifacts.vocabulary_json import VOCABULARY_FILE, read_vocabulary
+from stages.core.generation import Sampling, generate, stream
+from stages.core.vocabulary import Vocabulary
+from stages.errors import UserError
+
+BATCH_SIZE = 32
+
+
+def main() -> None:
+    """Complete the prompts given on the command line, in a file or on standard input, one a line."""
+    options = parse_options()
+    model = read_model(options.model)
+    vocabulary = read_vocabulary(options.vocabulary)
+    sampling = Sampling(options.temperature, options.top_k, options.top_p, options.seed)
+    prompts = [
+        model.prompt_ids(vocabulary.encode_prompt(text), vocabulary.eos_id) for text in options.prompts or read_lines(options)
+    ]
+    longest = options.max_tokens or model.network.config.context_length
+    if len(prompts) == 1:
+        for piece in text_pieces(stream(model.network, prompts[0], vocabulary.eos_id, longest, sampling), vocabulary):
+            print(piece, end="", flush=True)
+        print()
+        return
+    for first in range(0, len(prompts), BATCH_SIZE):
+        batch = prompts[first : first + BATCH_SIZE]
+        for completion in generate(model.network, batch, vocabulary.eos_id, longest, sampling):
+            print(vocabulary.decode(completion), flush=True)
+
+
+def parse_options() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(prog="python -m stages.generate", description=__doc__)
+    parser.add_argument("prompts", nargs="*", metavar="PROMPT", help="what to complete; none: a line of standard input each")
+    parser.add_argument("--file", type=Path, help="read the prompts from this file, one a line")
+    parser.add_argument("--max-tokens", type=int, metavar="N", help="stop after N tokens (default: the context length)")
+    parser.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0 takes the most likely token (default)")
+    parser.add_argument("--top-k", type=int, metavar="K", help="draw from the K most likely tokens")
+    parser.add_argument("--top-p", type=float, metavar="P", help="draw from the fewest tokens that hold probability P")
+    parser.add_argument("--seed", type=int, default=0, help="another seed draws other completions (default 0)")
+    parser.add_argument("--model", type=Path, default=MODEL_FOLDER, help=f"the model's folder (default {MODEL_FOLDER})")
+    parser.add_argument("--vocabulary", type=Path, default=VOCABULARY_FILE, help=f"its words (default {VOCABULARY_FILE})")
+    options = parser.parse_args()
+    if options.prompts and options.file:
+        parser.error("give prompts or --file, not both")
+    if options.max_tokens is not None and options.max_tokens < 1:
+        parser.error(f"--max-tokens: found {options.max_tokens}, allowed: 1 or more")
+    return options
+
+
+def read_lines(options: argparse.Namespace) -> list[str]:
+    """Read one prompt a line, from --file or standard input.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    if options.file is None:
+        return sys.stdin.read().splitlines()
+    try:
+        return options.file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{options.file}: cannot be read: {error}") from None
+
+
+def text_pieces(token_ids: Iterator[int], vocabulary: Vocabulary) -> Iterator[str]:
+    """Yield the text as it grows; a character whose bytes are not all there yet waits for the rest of them."""
+    decoder = DecodeStream(skip_special_tokens=True)
+    for token_id in token_ids:
+        yield decoder.step(vocabulary.tokenizer, token_id) or ""
+
+
+if __name__ == "__main__":
+    command_line.run(main)

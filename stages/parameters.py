@@ -1,0 +1,67 @@
+"""Strict reading of one section of params.yaml into the model that its consumer owns."""
+
+import difflib
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pydantic
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from stages.core.parameter_model import ParameterModel
+from stages.errors import UserError
+
+PARAMETERS_FILE = Path("params.yaml")
+
+Section = TypeVar("Section", bound=ParameterModel)
+
+
+def read_section(name: str, model: type[Section], path: Path = PARAMETERS_FILE) -> Section:
+    """Read one section of ``path`` and check every key of it.
+
+    Raises:
+        UserError: the file cannot be read, the section is absent, or a key is unknown, missing or has a wrong value.
+    """
+    section = read_all(path).get(name)
+    if not isinstance(section, dict):
+        raise UserError(f"{path}: the section '{name}:' is missing; copy it from presets/toy.yaml")
+    try:
+        return model.model_validate(section)
+    except pydantic.ValidationError as error:
+        raise UserError("\n".join(_explain(path, name, model, detail) for detail in error.errors())) from None
+
+
+def read_all(path: Path = PARAMETERS_FILE) -> dict[str, Any]:
+    """Read every section of ``path`` as plain values, with YAML 1.2 numbers (``1e-2`` is a number, as it is for DVC).
+
+    Raises:
+        UserError: the file is absent or is not a YAML mapping.
+    """
+    try:
+        values = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: not found in {Path.cwd()}; run from the project's folder") from None
+    except (YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not valid YAML: {error}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: expected sections such as 'train:'; copy presets/toy.yaml")
+    return values
+
+
+def _explain(path: Path, name: str, model: type[ParameterModel], detail: Any) -> str:
+    key = ".".join([name, *(str(part) for part in detail["loc"])])
+    found = detail["input"]
+    match detail["type"]:
+        case "extra_forbidden":
+            unknown = str(detail["loc"][-1])
+            nearest = difflib.get_close_matches(unknown, model.model_fields, n=1)
+            meant = f"did you mean '{nearest[0]}'? " if nearest else ""
+            return f"{path}: unknown key {key}; {meant}allowed: {', '.join(model.model_fields)}"
+        case "missing":
+            return f"{path}: {key} is missing; copy its line from presets/toy.yaml"
+        case "value_error" if not detail["loc"]:
+            return f"{path}: {name}: {detail['ctx']['error']}"
+        case "value_error":
+            return f"{path}: {key}: {detail['ctx']['error']}; found {found!r}"
+    expected = detail["msg"][0].lower() + detail["msg"][1:]
+    return f"{path}: {key}: {expected}; found {found!r}"

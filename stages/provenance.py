@@ -1,0 +1,49 @@
+"""What a stage's result is made from: the md5 of every dependency that dvc.yaml lists for it, and its parameters."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pydantic
+from ruamel.yaml import YAML
+
+from stages.parameters import read_all
+
+# A folder is known by the file in it that says what it holds: the data beside that may be larger than memory.
+FOLDER_FILES = ("metadata.json", "provenance.json")
+
+
+class Provenance(pydantic.BaseModel):
+    """The inputs of one run of a stage. Equal inputs give an equal fingerprint, on every machine and at any time."""
+
+    fingerprint: str
+    """Digest of everything below."""
+    dependencies: dict[str, str]
+    """Path -> md5, as in dvc.lock; for a folder the md5 of its metadata.json or provenance.json."""
+    parameters: dict[str, Any]
+    """The sections of params.yaml that the stage depends on."""
+
+
+def stage_provenance(stage: str) -> Provenance:
+    """Read the present inputs of a stage, in the project's folder.
+
+    Raises:
+        UserError: params.yaml cannot be read.
+        OSError: a dependency is absent.
+    """
+    definition = YAML(typ="safe", pure=True).load(Path("dvc.yaml").read_text(encoding="utf-8"))["stages"][stage]
+    parameters = read_all()
+    inputs = {
+        "dependencies": {path: _md5(Path(path)) for path in sorted(definition["deps"])},
+        "parameters": {section: parameters.get(section) for section in sorted(definition["params"])},
+    }
+    canonical = json.dumps(inputs, sort_keys=True, ensure_ascii=True).encode()
+    return Provenance(fingerprint=hashlib.sha256(canonical).hexdigest()[:16], **inputs)
+
+
+def _md5(path: Path) -> str:
+    if path.is_dir():
+        path = next(path / name for name in FOLDER_FILES if (path / name).exists())
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()

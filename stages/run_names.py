@@ -1,0 +1,25 @@
+"""Where the main workspace is, and which MLflow run each model came out of, without asking MLflow."""
+
+import os
+from pathlib import Path
+
+# A convenience for people: deleted without loss.
+FOLDER = Path(".runs")
+
+
+def project_root() -> Path:
+    """Return the main workspace: DVC's queue works in temporary copies of it, which are deleted with what is in them."""
+    return Path(os.environ.get("DVC_ROOT") or Path.cwd()).resolve()
+
+
+def remember_run_name(fingerprint: str, name: str) -> None:
+    """Keep the name of the newest run that trained the model with this fingerprint."""
+    folder = project_root() / FOLDER
+    folder.mkdir(exist_ok=True)
+    (folder / fingerprint).write_text(name, encoding="utf-8")
+
+
+def run_name(fingerprint: str) -> str | None:
+    """Return the name of the newest run that trained this model here; None where there was none."""
+    path = project_root() / FOLDER / fingerprint
+    return path.read_text(encoding="utf-8") if path.exists() else None

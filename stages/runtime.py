@@ -1,0 +1,38 @@
+"""Where to compute: the `runtime` section of params.yaml, which no DVC stage depends on."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from stages.core.parameter_model import ParameterModel
+
+Count = Annotated[int, Field(ge=1)]
+
+
+class RuntimeParameters(ParameterModel):
+    """Settings of the machine at hand. Changing one reruns nothing: results are defined by the other sections."""
+
+    accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps", "tpu"]
+    """What Lightning trains on; auto takes a GPU where there is one."""
+    devices: Count | Literal["auto"]
+    """Devices on each machine. They share the global batch: more devices do not make it larger."""
+    num_nodes: Count
+    """Machines that train together."""
+    strategy: str
+    """Lightning's strategy: auto, ddp, ..."""
+    micro_batch_size: Count | None
+    """Examples that one device computes at once; null takes its whole share of the batch. Lower it when memory runs out:
+    gradients are accumulated, so that the global batch stays what train.batch_size says."""
+    threads: Count | None
+    """CPU threads; null takes one a core. Another number can change the last digits of a trained weight."""
+    loader_workers: Annotated[int, Field(ge=0)]
+    """Processes that prepare batches ahead; 0 prepares them in the training process."""
+
+    def torch_device(self) -> str:
+        """Return the one device that scoring and generation run on."""
+        import torch  # noqa: PLC0415 - the preparation stages read this section without torch
+
+        if self.accelerator in ("auto", "gpu"):
+            found = torch.accelerator.current_accelerator(check_available=True)
+            return "cpu" if found is None else found.type
+        return self.accelerator

@@ -1,0 +1,81 @@
+"""Train the model: data/dataset/ -> data/model/, metrics/train.json and the curves, as one MLflow run."""
+
+import argparse
+from pathlib import Path
+
+import lightning
+
+from stages import command_line
+from stages.artifacts.metrics_json import write_json
+from stages.artifacts.model_weights import MODEL_FOLDER, SavedModel, write_model
+from stages.artifacts.table_csv import write_table
+from stages.artifacts.token_shards import DATASET_FOLDER, read_metadata
+from stages.artifacts.vocabulary_json import VOCABULARY_FILE
+from stages.core.transformer import ModelParameters, Transformer, TransformerConfig
+from stages.dataset import open_examples
+from stages.errors import UserError
+from stages.parameters import read_section
+from stages.provenance import stage_provenance
+from stages.runtime import RuntimeParameters
+from stages.tracking import start_training_run
+from stages.training.fit import Trained, fit
+from stages.training.history import Curves
+from stages.training.optimization import TrainParameters
+
+METRICS_FILE = Path("metrics/train.json")
+TRAIN_CURVE = Path("metrics/plots/train_loss.csv")
+VALIDATION_CURVE = Path("metrics/plots/validation_loss.csv")
+
+
+def main() -> None:
+    """Train as params.yaml says."""
+    argparse.ArgumentParser(prog="python -m stages.train", description=__doc__).parse_args()
+    model_parameters = read_section("model", ModelParameters)
+    parameters = read_section("train", TrainParameters)
+    runtime = read_section("runtime", RuntimeParameters)
+    metadata = read_metadata()
+    config = TransformerConfig(vocabulary_size=metadata.vocabulary_size, **model_parameters.model_dump())
+    training = open_examples("train", metadata, config.context_length)
+    validation = open_examples("validation", metadata, config.context_length)
+    if training is None:
+        raise UserError("data/dataset/: no training rows; lower split.validation and split.test in params.yaml")
+
+    lightning.seed_everything(parameters.seed, verbose=False)
+    network = Transformer(config)
+    provenance = stage_provenance("train")
+    with start_training_run(provenance, DATASET_FOLDER) as run:
+        print(f"MLflow run: {run.name}")
+        trained = fit(network, training, validation, parameters, runtime, run.log_metrics)
+        write_curves(trained.curves)
+        metrics = summarise(trained, network)
+        write_json(METRICS_FILE, metrics)
+        answers_prompts = len(training.rows_with_completion()) > 0
+        write_model(MODEL_FOLDER, SavedModel(network, prompts_end_with_eos=answers_prompts), provenance)
+        run.log_files([VOCABULARY_FILE, METRICS_FILE, TRAIN_CURVE, VALIDATION_CURVE])
+    figures = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items() if name.endswith("loss"))
+    print(f"{trained.steps} steps of {metrics['parameters']:,} parameters: {figures} -> {MODEL_FOLDER}/")
+
+
+def summarise(trained: Trained, network: Transformer) -> dict[str, float]:
+    """Return the figures of metrics/train.json; losses are means in nats per target."""
+    figures = {
+        "steps": trained.steps,
+        "epochs": round(trained.passes, 4),
+        "parameters": sum(parameter.numel() for parameter in network.parameters()),
+        "train_loss": trained.curves.train_loss[-1][1],
+    }
+    if trained.curves.validation_loss:
+        figures |= {"validation_loss": dict(trained.curves.validation_loss)[trained.best_step]}
+        figures |= {"best_step": trained.best_step}
+    return figures
+
+
+def write_curves(curves: Curves) -> None:
+    """Write what ``dvc plots`` draws."""
+    rows = [(step, loss, rate) for (step, loss), (_, rate) in zip(curves.train_loss, curves.learning_rate, strict=True)]
+    write_table(TRAIN_CURVE, ["step", "train_loss", "learning_rate"], rows)
+    write_table(VALIDATION_CURVE, ["step", "validation_loss"], curves.validation_loss)
+
+
+if __name__ == "__main__":
+    command_line.run(main)

@@ -1,0 +1,129 @@
+"""One training, from a network with random weights to the one that is kept. Needs neither DVC nor MLflow."""
+
+import logging
+import sys
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import lightning
+import torch
+from lightning.pytorch.callbacks import EarlyStopping
+
+from stages.core.examples import Examples
+from stages.core.transformer import Transformer
+from stages.errors import UserError
+from stages.runtime import RuntimeParameters
+from stages.training.data_module import TokenDataModule, plan_training
+from stages.training.history import BestWeights, Curves, Log, TrainingHistory
+from stages.training.lightning_module import LanguageModel
+from stages.training.optimization import TrainParameters
+from stages.training.progress import progress_callback
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What came out of a training, beside the weights."""
+
+    steps: int
+    """Optimiser steps done."""
+    passes: float
+    """Passes over the training examples."""
+    best_step: int
+    """The step whose weights were kept."""
+    curves: Curves
+
+
+def fit(  # noqa: PLR0913 - what a training is made of
+    network: Transformer,
+    training: Examples,
+    validation: Examples | None,
+    parameters: TrainParameters,
+    runtime: RuntimeParameters,
+    log: Log,
+) -> Trained:
+    """Train ``network`` in place.
+
+    Args:
+        network: random weights; the kept ones afterwards.
+        training: the examples to learn from.
+        validation: the examples to watch the loss on; None where nothing is held out.
+        parameters: how to train.
+        runtime: on what to train.
+        log: takes each point of each curve as it comes, with its step.
+
+    Raises:
+        UserError: the batch does not suit the data or the devices, the device does not know the precision, or the loss
+            is infinite or not a number.
+    """
+    _quieten()
+    if runtime.threads is not None:
+        torch.set_num_threads(runtime.threads)
+    machine = _machine(runtime, parameters)
+    plan = plan_training(training.per_pass(), parameters, runtime.micro_batch_size, _world_size(machine))
+    history = TrainingHistory(plan, log)
+    best = BestWeights()
+    callbacks: list[lightning.Callback] = [history, progress_callback(plan, history.curves)]
+    if validation is not None and parameters.keep == "best":
+        callbacks.append(best)
+    if validation is not None and parameters.patience is not None:
+        callbacks.append(EarlyStopping("validation_loss", patience=parameters.patience))
+    trainer = lightning.Trainer(
+        **machine,
+        callbacks=callbacks,
+        max_epochs=1,  # for Lightning all passes are one: the loader holds every step
+        accumulate_grad_batches=plan.micro_batches,
+        gradient_clip_val=parameters.gradient_clip or None,
+        enable_progress_bar=sys.stdout.isatty(),
+        limit_val_batches=0 if validation is None else 1.0,
+        val_check_interval=min(parameters.validate_every or plan.steps_per_pass, plan.steps) * plan.micro_batches,
+    )
+    data = TokenDataModule(training, validation, plan, runtime.loader_workers)
+    module = LanguageModel(network, parameters, plan)
+    trainer.fit(module, datamodule=data)
+    if trainer.interrupted:
+        raise KeyboardInterrupt
+    steps = trainer.global_step
+    if validation is not None and history.last_validated != steps:
+        trainer.validate(module, datamodule=data, verbose=False)
+    if best.weights:
+        network.load_state_dict(best.weights)
+    return Trained(steps, steps * plan.batch_size / plan.examples, best.step or steps, history.curves)
+
+
+def _machine(runtime: RuntimeParameters, parameters: TrainParameters) -> dict[str, Any]:
+    """Return the Trainer's settings that say on what it computes, and how quietly."""
+    return {
+        "accelerator": runtime.accelerator,
+        "devices": runtime.devices,
+        "num_nodes": runtime.num_nodes,
+        "strategy": runtime.strategy,
+        "precision": parameters.precision,
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_model_summary": False,
+        "num_sanity_val_steps": 0,
+        "use_distributed_sampler": False,  # each device picks its own share of a batch
+        "deterministic": "warn" if torch.cuda.is_available() else False,
+    }
+
+
+def _world_size(machine: dict[str, Any]) -> int:
+    """Ask Lightning how many devices these settings stand for, over all machines.
+
+    Raises:
+        UserError: Lightning does not know a setting, or this machine lacks what it asks for.
+    """
+    try:
+        return lightning.Trainer(**machine, enable_progress_bar=False).world_size
+    except (ValueError, RuntimeError, lightning.fabric.utilities.exceptions.MisconfigurationException) as error:
+        chosen = ", ".join(f"{key}: {machine[key]}" for key in ("accelerator", "devices", "strategy", "precision"))
+        message = f"params.yaml: runtime and train.precision: this machine cannot train with {chosen}: {error}"
+        raise UserError(message) from None
+
+
+def _quieten() -> None:
+    """Silence what Lightning says of choices that were made on purpose."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", ".*does not have many workers.*")
+    warnings.filterwarnings("ignore", ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*")

@@ -1,0 +1,109 @@
+"""What a training remembers of itself: its curves, its best weights, and when to stop on a loss that is no number."""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import lightning
+import torch
+
+from stages.errors import UserError
+from stages.training.data_module import Batch, TrainingPlan
+from stages.training.lightning_module import LanguageModel
+
+# Enough points for any plot, and few enough that the curve of a long training can be kept in git.
+CURVE_POINTS = 500
+
+Log = Callable[[dict[str, float], int], None]
+
+
+@dataclass
+class Curves:
+    """What came out of a training, by optimiser step."""
+
+    train_loss: list[tuple[int, float]] = field(default_factory=list)
+    """Mean nats per target over the steps since the point before."""
+    learning_rate: list[tuple[int, float]] = field(default_factory=list)
+    validation_loss: list[tuple[int, float]] = field(default_factory=list)
+    """Mean nats per target over the whole validation split."""
+
+
+class TrainingHistory(lightning.Callback):
+    """Collects the curves, and hands each point to ``log`` as well."""
+
+    def __init__(self, plan: TrainingPlan, log: Log) -> None:
+        self.curves = Curves()
+        self._plan = plan
+        self._log = log
+        self._every = math.ceil(plan.steps / CURVE_POINTS)
+        self._scored = 0
+        self._tokens = 0
+        self._since = time.perf_counter()
+
+    @property
+    def last_validated(self) -> int | None:
+        """Return the step of the last validation."""
+        return self.curves.validation_loss[-1][0] if self.curves.validation_loss else None
+
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        """Add a point to the curves every few steps.
+
+        Raises:
+            UserError: the loss is infinite or not a number.
+        """
+        self._tokens += batch.input_ids.numel() * trainer.world_size
+        if (batch_idx + 1) % self._plan.micro_batches:
+            return
+        self._scored += batch.scored_in_step
+        step = trainer.global_step
+        if step % self._every and step != self._plan.steps:
+            return
+        assert isinstance(pl_module, LanguageModel)  # noqa: S101 - tells the type checker
+        loss = pl_module.take_nats() / max(1, self._scored)
+        if not math.isfinite(loss):
+            message = (
+                f"the training loss became {loss} at step {step} of {self._plan.steps}: lower train.learning_rate, or set "
+                "train.gradient_clip to 1.0"
+            )
+            raise UserError(message)
+        learning_rate = float(trainer.optimizers[0].param_groups[0]["lr"])
+        self.curves.train_loss.append((step, loss))
+        self.curves.learning_rate.append((step, learning_rate))
+        now = time.perf_counter()
+        self._log(
+            {
+                "train_loss": loss,
+                "learning_rate": learning_rate,
+                "tokens_per_second": self._tokens / (now - self._since),
+            },
+            step,
+        )
+        self._scored, self._tokens, self._since = 0, 0, now
+
+    def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:  # noqa: ARG002
+        """Add a point to the validation curve."""
+        loss = float(trainer.callback_metrics["validation_loss"])
+        self.curves.validation_loss.append((trainer.global_step, loss))
+        self._log({"validation_loss": loss}, trainer.global_step)
+        self._since = time.perf_counter()
+
+
+class BestWeights(lightning.Callback):
+    """Keeps the weights with the lowest validation loss, in the computer's memory."""
+
+    def __init__(self) -> None:
+        self.step: int | None = None
+        self.loss = math.inf
+        self.weights: dict[str, torch.Tensor] = {}
+
+    def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Copy the weights if they are the best so far."""
+        loss = float(trainer.callback_metrics["validation_loss"])
+        if loss < self.loss:
+            assert isinstance(pl_module, LanguageModel)  # noqa: S101 - tells the type checker
+            self.step, self.loss = trainer.global_step, loss
+            self.weights = {name: value.detach().cpu().clone() for name, value in pl_module.network.state_dict().items()}

@@ -1,0 +1,73 @@
+"""The network as Lightning trains it. Losses stay on the device until they are asked for: no step waits for a number."""
+
+from typing import Any
+
+import lightning
+import numpy as np
+import torch
+
+from stages.core.loss import summed_loss
+from stages.core.transformer import Transformer
+from stages.training.data_module import Batch, TrainingPlan
+from stages.training.optimization import TrainParameters, build_optimizer, learning_rate_factor
+
+
+class LanguageModel(lightning.LightningModule):
+    """Next-token prediction with any Transformer."""
+
+    def __init__(self, network: Transformer, parameters: TrainParameters, plan: TrainingPlan) -> None:
+        super().__init__()
+        self.network = network
+        self._optimization = parameters
+        self._plan = plan
+        self._summed_loss = torch.compile(self._eager_loss) if parameters.compile else self._eager_loss
+        self._nats: list[torch.Tensor] = []
+        self._validation_nats: list[torch.Tensor] = []
+        self._validation_scored = 0
+
+    def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
+        """Return this micro-batch's share of the step's mean loss, in nats per target."""
+        if self.network.config.dropout > 0:
+            self._seed_dropout(batch_idx)
+        nats = self._summed_loss(batch.input_ids, batch.targets)
+        self._nats.append(nats.detach())
+        # Lightning divides by the micro-batches and averages over the devices; the mean is over all targets of the step.
+        shares = self._plan.micro_batches * self.trainer.world_size
+        return nats * (shares / max(1, batch.scored_in_step))
+
+    def take_nats(self) -> float:
+        """Return the sum of the training losses since the last call, over all devices, in nats."""
+        total = self._sum_over_devices(torch.stack(self._nats).cpu().double().sum())
+        self._nats = []
+        return total
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:  # noqa: ARG002 - Lightning's signature
+        """Count the loss of one batch of the validation split."""
+        self._validation_nats.append(self._summed_loss(batch.input_ids, batch.targets))
+        self._validation_scored += batch.scored_in_step
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the mean loss over every target of the validation split, in nats."""
+        nats = torch.stack(self._validation_nats).cpu().double().sum() if self._validation_nats else torch.zeros(())
+        scored = self._sum_over_devices(torch.tensor(float(self._validation_scored)))
+        self.log("validation_loss", self._sum_over_devices(nats) / max(1.0, scored), prog_bar=True)
+        self._validation_nats, self._validation_scored = [], 0
+
+    def configure_optimizers(self) -> Any:
+        """Build the optimiser and its schedule, which moves at every step."""
+        optimizer = build_optimizer(self.network, self._optimization)
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: learning_rate_factor(step, self._optimization, self._plan.steps)
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _eager_loss(self, input_ids: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        return summed_loss(self.network.hidden_states(input_ids), self.network.output, targets)
+
+    def _sum_over_devices(self, value: torch.Tensor) -> float:
+        return float(self.trainer.strategy.reduce(value.to(self.device), reduce_op="sum"))
+
+    def _seed_dropout(self, batch_idx: int) -> None:
+        """Make dropout a function of the step alone, so that a resumed run drops what an uninterrupted one drops."""
+        words = np.random.SeedSequence((self._optimization.seed, batch_idx, self.trainer.global_rank)).generate_state(2)
+        torch.manual_seed(int(words[0]) << 32 | int(words[1]))

@@ -1,0 +1,300 @@
+"""The network against its formulas, its invariants and two outside implementations."""
+
+import itertools
+import math
+from typing import Any
+
+import pydantic
+import pytest
+import torch
+from torch import Tensor
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+
+from stages.core.transformer import (
+    Transformer,
+    TransformerConfig,
+    explicit_attention,
+    fused_attention,
+    rotary_positions,
+    rotate,
+    sinusoidal_positions,
+)
+
+TOY: dict[str, Any] = {
+    "vocabulary_size": 5,
+    "context_length": 6,
+    "d_model": 2,
+    "n_layers": 1,
+    "n_heads": 1,
+    "n_kv_heads": None,
+    "feed_forward": "none",
+    "d_ff": None,
+    "norm": "none",
+    "positions": "sinusoidal",
+    "output_projection": False,
+    "bias": False,
+    "output_bias": True,
+    "tie_embeddings": False,
+    "dropout": 0.0,
+}
+SMALL: dict[str, Any] = TOY | {"vocabulary_size": 11, "context_length": 9, "d_model": 16, "n_layers": 2, "n_heads": 4}
+GPT2: dict[str, Any] = SMALL | {
+    "feed_forward": "gelu",
+    "norm": "layer",
+    "positions": "learned",
+    "output_projection": True,
+    "bias": True,
+    "output_bias": False,
+    "tie_embeddings": True,
+}
+LLAMA: dict[str, Any] = SMALL | {
+    "feed_forward": "swiglu",
+    "d_ff": 24,
+    "norm": "rms",
+    "positions": "rotary",
+    "output_projection": True,
+    "output_bias": False,
+}
+VARIANTS = [
+    SMALL | {"positions": positions, "norm": norm, "feed_forward": feed_forward, "n_kv_heads": n_kv_heads} | layers
+    for positions, norm, feed_forward, n_kv_heads, layers in itertools.product(
+        ("sinusoidal", "learned", "rotary"),
+        ("none", "layer", "rms"),
+        ("none", "gelu", "swiglu"),
+        (None, 2, 1),
+        (
+            {"output_projection": False, "bias": False, "output_bias": True, "tie_embeddings": False},
+            {"output_projection": True, "bias": True, "output_bias": False, "tie_embeddings": True},
+        ),
+    )
+]
+
+
+def make(values: dict[str, Any], **changes: object) -> Transformer:
+    """Return a seeded model in evaluation mode."""
+    torch.manual_seed(0)
+    return Transformer(TransformerConfig.model_validate(values | changes)).eval()
+
+
+def some_ids(model: Transformer, batch: int = 3, tokens: int | None = None) -> Tensor:
+    """Return random token ids, by default as many as fit."""
+    return torch.randint(model.config.vocabulary_size, (batch, tokens or model.config.context_length))
+
+
+@pytest.mark.parametrize(
+    ("changes", "parts"),
+    [
+        ({"d_model": 0}, ("d_model", "0")),
+        ({"context_length": 1}, ("context_length", "1")),
+        ({"dropout": 1.0}, ("dropout", "1")),
+        ({"n_heads": 3}, ("n_heads: found 3", "divisor of d_model (16)")),
+        ({"n_kv_heads": 3}, ("n_kv_heads: found 3", "divisor of n_heads (4)")),
+        ({"positions": "rotary", "n_heads": 16}, ("'rotary' with 1 numbers", "even")),
+        ({"d_ff": 8}, ("d_ff: found 8", "null")),
+        ({"positions": "alibi"}, ("positions", "'sinusoidal', 'learned' or 'rotary'")),
+        ({"d_ff": "8"}, ("d_ff", "integer")),
+    ],
+)
+def test_wrong_parameters_are_named(changes: dict[str, Any], parts: tuple[str, ...]) -> None:
+    with pytest.raises(pydantic.ValidationError) as error:
+        TransformerConfig.model_validate(SMALL | changes)
+    assert all(part in str(error.value) for part in parts)
+
+
+@pytest.mark.parametrize("d_model", [1, 2, 7, 16])
+def test_sinusoidal_positions_follow_the_formula(d_model: int) -> None:
+    table = sinusoidal_positions(50, d_model)
+    for position, column in itertools.product(range(50), range(d_model)):
+        angle = position / 10000 ** (2 * (column // 2) / d_model)
+        expected = math.cos(angle) if column % 2 else math.sin(angle)
+        assert table[position, column].item() == pytest.approx(expected, abs=1e-6)
+
+
+def test_rotary_positions_turn_pairs_by_the_formula() -> None:
+    head_dim = 6
+    heads = torch.randn(2, 5, 3, head_dim)
+    cosine, sine = rotary_positions(5, head_dim)
+    turned = rotate(heads, (cosine, sine))
+    for position, pair in itertools.product(range(5), range(head_dim // 2)):
+        turn = torch.polar(torch.tensor(1.0), torch.tensor(position / 10000 ** (2 * pair / head_dim)))
+        before = torch.complex(heads[:, position, :, pair], heads[:, position, :, pair + head_dim // 2])
+        after = torch.complex(turned[:, position, :, pair], turned[:, position, :, pair + head_dim // 2])
+        torch.testing.assert_close(after, before * turn)
+
+
+@pytest.mark.parametrize("n_kv_heads", [4, 2, 1])
+def test_fused_attention_equals_explicit_with_gradients(n_kv_heads: int) -> None:
+    queries = torch.randn(2, 4, 7, 6, requires_grad=True)
+    keys, values = torch.randn(2, 2, n_kv_heads, 7, 6, requires_grad=True)
+    context, weights = explicit_attention(queries, keys, values)
+    fused = fused_attention(queries, keys, values)
+    torch.testing.assert_close(fused, context)
+    torch.testing.assert_close(weights.sum(-1), torch.ones(2, 4, 7))
+    toward = torch.randn_like(context)
+    torch.testing.assert_close(
+        torch.autograd.grad(fused, (queries, keys, values), toward),
+        torch.autograd.grad(context, (queries, keys, values), toward),
+    )
+
+
+def test_attention_weights_of_every_layer() -> None:
+    model = make(LLAMA, n_kv_heads=2)
+    weights = model.attention_weights(some_ids(model))
+    assert [layer.shape for layer in weights] == [(3, 4, 9, 9)] * 2
+    for layer in weights:
+        torch.testing.assert_close(layer.sum(-1), torch.ones(3, 4, 9))
+        assert layer.triu(diagonal=1).count_nonzero() == 0
+
+
+def test_toy_is_the_textbooks_attention() -> None:
+    model = make(TOY)
+    ids = torch.tensor([[0, 1, 2, 4, 3], [2, 1, 0, 4, 3]])
+    x = model.embedding.weight[ids] + sinusoidal_positions(5, 2)
+    queries, keys, values = (x @ weight.T for weight in model.blocks[0].attention.queries_keys_values.weight.chunk(3))
+    scores = queries @ keys.transpose(1, 2) / math.sqrt(2)
+    weights = (scores + torch.full((5, 5), -math.inf).triu(1)).softmax(-1)
+    expected = (x + weights @ values) @ model.output.weight.T + model.output.bias
+    torch.testing.assert_close(model(ids), expected)
+    torch.testing.assert_close(model.attention_weights(ids)[0][:, 0], weights)
+    assert sorted(model.state_dict()) == [
+        "blocks.0.attention.queries_keys_values.weight",
+        "embedding.weight",
+        "output.bias",
+        "output.weight",
+    ]
+
+
+def test_logits_equal_gpt2() -> None:
+    model = make(GPT2)
+    reference = GPT2LMHeadModel(
+        GPT2Config(
+            vocab_size=11, n_positions=9, n_embd=16, n_layer=2, n_head=4, activation_function="gelu", eos_token_id=0
+        )
+    ).eval()
+    theirs = {name: torch.randn_like(weight) / 4 for name, weight in reference.transformer.state_dict().items()}
+    reference.transformer.load_state_dict(theirs)
+    ours = {"embedding.weight": theirs["wte.weight"], "position_table": theirs["wpe.weight"]}
+    ours |= {"output.weight": theirs["wte.weight"]}
+    ours |= {f"final_norm.{kind}": theirs[f"ln_f.{kind}"] for kind in ("weight", "bias")}
+    names = {
+        "ln_1": "attention_norm",
+        "attn.c_attn": "attention.queries_keys_values",
+        "attn.c_proj": "attention.projection",
+        "ln_2": "feed_forward_norm",
+        "mlp.c_fc": "feed_forward.up",
+        "mlp.c_proj": "feed_forward.down",
+    }
+    for layer, (their_name, our_name), kind in itertools.product(range(2), names.items(), ("weight", "bias")):
+        weight = theirs[f"h.{layer}.{their_name}.{kind}"]
+        ours[f"blocks.{layer}.{our_name}.{kind}"] = weight.t()  # GPT-2 stores a linear layer's weight transposed
+    model.load_state_dict(ours)
+    ids = some_ids(model)
+    torch.testing.assert_close(model(ids), reference(ids).logits, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("n_kv_heads", [None, 2, 1])
+def test_logits_equal_llama(n_kv_heads: int | None) -> None:
+    model = make(LLAMA, n_kv_heads=n_kv_heads)
+    reference = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=11,
+            hidden_size=16,
+            intermediate_size=24,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=n_kv_heads,
+            max_position_embeddings=9,
+            rms_norm_eps=1e-5,
+        )
+    ).eval()
+    theirs = {name: torch.randn_like(weight) / 4 for name, weight in reference.state_dict().items()}
+    reference.load_state_dict(theirs)
+    ours = {
+        "embedding.weight": theirs["model.embed_tokens.weight"],
+        "final_norm.weight": theirs["model.norm.weight"],
+        "output.weight": theirs["lm_head.weight"],
+    }
+    names = {
+        "input_layernorm": "attention_norm",
+        "self_attn.o_proj": "attention.projection",
+        "post_attention_layernorm": "feed_forward_norm",
+        "mlp.gate_proj": "feed_forward.gate",
+        "mlp.up_proj": "feed_forward.up",
+        "mlp.down_proj": "feed_forward.down",
+    }
+    for layer in range(2):
+        for their_name, our_name in names.items():
+            ours[f"blocks.{layer}.{our_name}.weight"] = theirs[f"model.layers.{layer}.{their_name}.weight"]
+        ours[f"blocks.{layer}.attention.queries_keys_values.weight"] = torch.cat(
+            [theirs[f"model.layers.{layer}.self_attn.{kind}_proj.weight"] for kind in "qkv"]
+        )
+    model.load_state_dict(ours)
+    ids = some_ids(model)
+    torch.testing.assert_close(model(ids), reference(ids).logits, atol=1e-5, rtol=1e-5)
+
+
+def test_no_later_token_changes_an_earlier_logit() -> None:
+    for values in VARIANTS:
+        model = make(values)
+        ids = some_ids(model)
+        changed = ids.clone()
+        changed[:, 5:] = (changed[:, 5:] + 1) % model.config.vocabulary_size
+        before, after = model(ids), model(changed)
+        torch.testing.assert_close(after[:, :5], before[:, :5])
+        assert not torch.equal(after[:, 5:], before[:, 5:])
+
+
+def test_padding_at_the_right_changes_no_logit() -> None:
+    for values in VARIANTS:
+        model = make(values)
+        ids = some_ids(model, tokens=5)
+        padded = torch.nn.functional.pad(ids, (0, 4), value=7)
+        torch.testing.assert_close(model(padded)[:, :5], model(ids))
+
+
+def test_more_tokens_than_the_context_are_refused() -> None:
+    model = make(SMALL)
+    with pytest.raises(ValueError, match=r"found 10 tokens, allowed: context_length \(9\)"):
+        model(some_ids(model, tokens=10))
+
+
+def test_bfloat16_autocast_is_close_to_float32() -> None:
+    for values in (GPT2, LLAMA):
+        model = make(values | {"d_model": 64, "n_kv_heads": 2})
+        ids = some_ids(model)
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = model(ids)
+        torch.testing.assert_close(logits.float(), model(ids), atol=0.02, rtol=0.02)
+        logits.float().logsumexp(-1).sum().backward()
+        assert all(weight.grad is not None and weight.grad.isfinite().all() for weight in model.parameters())
+
+
+def test_first_weights() -> None:
+    values = GPT2 | {"vocabulary_size": 500, "context_length": 200, "d_model": 128, "n_layers": 2}
+    for name, weight in make(values).named_parameters():
+        if name.endswith("bias"):
+            assert weight.count_nonzero() == 0
+        elif "norm" in name:
+            assert torch.equal(weight, torch.ones_like(weight))
+        else:
+            residual = name.endswith(("projection.weight", "down.weight"))
+            assert weight.std().item() == pytest.approx(0.01 if residual else 0.02, rel=0.03)
+    textbook = make(TOY, vocabulary_size=2000, d_model=64)
+    assert textbook.embedding.weight.std().item() == pytest.approx(1, rel=0.03)
+    for weight in textbook.blocks[0].attention.queries_keys_values.weight.chunk(3):
+        assert weight.abs().max().item() == pytest.approx(1 / 8, rel=0.01)
+        assert weight.std().item() == pytest.approx(1 / 8 / math.sqrt(3), rel=0.03)
+
+
+def test_tied_embeddings_are_one_parameter() -> None:
+    model = make(GPT2)
+    assert model.output.weight is model.embedding.weight
+    assert make(GPT2, tie_embeddings=False).output.weight is not model.embedding.weight
+
+
+def test_dropout_only_acts_in_training() -> None:
+    model = make(GPT2, dropout=0.5)
+    ids = some_ids(model)
+    assert torch.equal(model(ids), model(ids))
+    model.train()
+    assert not torch.equal(model(ids), model(ids))
