@@ -14,7 +14,7 @@ from stages import command_line
 from stages.artifacts.metrics_json import write_json
 from stages.artifacts.model_weights import SavedModel, read_model, read_provenance
 from stages.artifacts.table_csv import write_table
-from stages.artifacts.token_shards import DATASET_FOLDER, SplitMetadata, read_metadata
+from stages.artifacts.token_shards import DATASET_FOLDER, DatasetMetadata, SplitMetadata, read_metadata
 from stages.artifacts.vocabulary_json import read_vocabulary
 from stages.core.accuracy import (
     bits_per_byte,
@@ -27,6 +27,7 @@ from stages.core.accuracy import (
 from stages.core.examples import Examples
 from stages.core.generation import generate
 from stages.core.parameter_model import ParameterModel
+from stages.core.split import SPLITS, Split
 from stages.core.vocabulary import Vocabulary
 from stages.core.windows import IGNORE_INDEX
 from stages.dataset import open_examples
@@ -94,7 +95,7 @@ def main() -> None:
     vocabulary = read_vocabulary()
     metadata = read_metadata()
     check_fit(model, vocabulary)
-    split, examples = held_out(model.network.config.context_length)
+    split, examples = held_out(metadata, model.network.config.context_length)
     model.network.to(runtime.torch_device())
 
     scores = score(model, examples, parameters.batch_size)
@@ -124,14 +125,13 @@ def check_fit(model: SavedModel, vocabulary: Vocabulary) -> None:
         raise UserError(message)
 
 
-def held_out(context_length: int) -> tuple[str, Examples]:
+def held_out(metadata: DatasetMetadata, context_length: int) -> tuple[Split, Examples]:
     """Return the split to score: test, else validation, else (where nothing is held out) train.
 
     Raises:
         UserError: the dataset has no rows at all.
     """
-    metadata = read_metadata()
-    for split in ("test", "validation", "train"):
+    for split in reversed(SPLITS):
         examples = open_examples(split, metadata, context_length)
         if examples is not None:
             return split, examples
@@ -167,9 +167,7 @@ def score(model: SavedModel, examples: Examples, batch_size: int) -> Scores:
     return scores
 
 
-def complete_rows(
-    model: SavedModel, examples: Examples, eos_id: int, parameters: EvaluateParameters
-) -> list[Sample]:
+def complete_rows(model: SavedModel, examples: Examples, eos_id: int, parameters: EvaluateParameters) -> list[Sample]:
     """Complete the prompts of a split greedily: all of those that have a completion, else the first halves of some texts."""
     rows = examples.rows_with_completion()
     if len(rows) == 0:
@@ -184,7 +182,9 @@ def complete_rows(
         generated = generate(model.network, [pairs[index][0] for index in batch], eos_id, longest)
         completions |= zip(batch, generated, strict=True)
     return [
-        Sample(_text(prompt, eos_id), _text(rest, eos_id), _text(completions[index], eos_id), completions[index] == rest)
+        Sample(
+            _text(prompt, eos_id), _text(rest, eos_id), _text(completions[index], eos_id), completions[index] == rest
+        )
         for index, (prompt, rest) in enumerate(pairs)
     ]
 

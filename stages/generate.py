@@ -24,7 +24,8 @@ def main() -> None:
     vocabulary = read_vocabulary(options.vocabulary)
     sampling = Sampling(options.temperature, options.top_k, options.top_p, options.seed)
     prompts = [
-        model.prompt_ids(vocabulary.encode_prompt(text), vocabulary.eos_id) for text in options.prompts or read_lines(options)
+        model.prompt_ids(vocabulary.encode_prompt(text), vocabulary.eos_id)
+        for text in options.prompts or read_lines(options.file)
     ]
     longest = options.max_tokens or model.network.config.context_length
     if len(prompts) == 1:
@@ -41,15 +42,21 @@ def main() -> None:
 def parse_options() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(prog="python -m stages.generate", description=__doc__)
-    parser.add_argument("prompts", nargs="*", metavar="PROMPT", help="what to complete; none: a line of standard input each")
+    parser.add_argument(
+        "prompts", nargs="*", metavar="PROMPT", help="what to complete; none: a line of standard input each"
+    )
     parser.add_argument("--file", type=Path, help="read the prompts from this file, one a line")
     parser.add_argument("--max-tokens", type=int, metavar="N", help="stop after N tokens (default: the context length)")
-    parser.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0 takes the most likely token (default)")
+    parser.add_argument(
+        "--temperature", type=float, default=0.0, metavar="T", help="0 takes the most likely token (default)"
+    )
     parser.add_argument("--top-k", type=int, metavar="K", help="draw from the K most likely tokens")
     parser.add_argument("--top-p", type=float, metavar="P", help="draw from the fewest tokens that hold probability P")
     parser.add_argument("--seed", type=int, default=0, help="another seed draws other completions (default 0)")
     parser.add_argument("--model", type=Path, default=MODEL_FOLDER, help=f"the model's folder (default {MODEL_FOLDER})")
-    parser.add_argument("--vocabulary", type=Path, default=VOCABULARY_FILE, help=f"its words (default {VOCABULARY_FILE})")
+    parser.add_argument(
+        "--vocabulary", type=Path, default=VOCABULARY_FILE, help=f"its words (default {VOCABULARY_FILE})"
+    )
     options = parser.parse_args()
     if options.prompts and options.file:
         parser.error("give prompts or --file, not both")
@@ -58,18 +65,18 @@ def parse_options() -> argparse.Namespace:
     return options
 
 
-def read_lines(options: argparse.Namespace) -> list[str]:
+def read_lines(file: Path | None) -> list[str]:
     """Read one prompt a line, from --file or standard input.
 
     Raises:
         UserError: the file cannot be read.
     """
-    if options.file is None:
+    if file is None:
         return sys.stdin.read().splitlines()
     try:
-        return options.file.read_text(encoding="utf-8").splitlines()
+        return file.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{options.file}: cannot be read: {error}") from None
+        raise UserError(f"{file}: cannot be read: {error}") from None
 
 
 def text_pieces(token_ids: Iterator[int], vocabulary: Vocabulary) -> Iterator[str]:

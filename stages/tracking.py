@@ -56,7 +56,9 @@ class TrainingRun:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
+    ) -> None:
         """Send what is left and end the run: finished, failed, or killed by Ctrl-C."""
         self._points.put(None)
         self._sender.join()

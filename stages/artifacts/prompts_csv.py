@@ -110,7 +110,7 @@ def read_prompts(data: DataParameters, split: SplitParameters) -> Iterator[Promp
 
 def _sources(data: DataParameters, split: SplitParameters) -> list[_Source]:
     path = Path(data.csv)
-    if not path.is_absolute() and os.path.normpath(path).startswith(os.pardir):
+    if not path.is_absolute() and Path(os.path.normpath(path)).parts[:1] == (os.pardir,):
         raise UserError(
             f"data.csv: {data.csv} lies outside of the project, where DVC cannot follow it; "
             "copy it to data/, or give an absolute path"

@@ -1,7 +1,7 @@
 """Counts and figures of an evaluation.
 
-Every function of a batch returns integers or float64 sums, which the caller adds up over batches: the batch size changes no
-figure. Shapes: B batch, T tokens, D d_model, V vocabulary size.
+Every function of a batch returns integers or float64 sums, which the caller adds up over batches: the batch size
+changes no figure. Shapes: B batch, T tokens, D d_model, V vocabulary size.
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ def score_tokens(hidden: Tensor, output: nn.Linear, targets: Tensor) -> TokenSco
         targets: int64 [B, T]; IGNORE_INDEX: not scored.
     """
     at_once = max(1, _MOST_LOGITS // output.out_features)
+    rows, row_targets = hidden.flatten(0, 1), targets.flatten()  # [B, T, D] -> [B T, D], [B, T] -> [B T]
     nats, predictions = [], []
-    for some_hidden, some_targets in zip(
-        hidden.flatten(0, 1).split(at_once), targets.flatten().split(at_once), strict=True
-    ):
-        logits = output(some_hidden).float()  # [at_once, V]
-        nats.append(functional.cross_entropy(logits, some_targets, ignore_index=IGNORE_INDEX, reduction="none"))
+    for start in range(0, len(rows), at_once):
+        some = slice(start, start + at_once)
+        logits = output(rows[some]).float()  # [at_once, V]
+        nats.append(functional.cross_entropy(logits, row_targets[some], ignore_index=IGNORE_INDEX, reduction="none"))
         predictions.append(logits.argmax(dim=-1))
     return TokenScores(torch.cat(nats).double().view_as(targets), torch.cat(predictions).view_as(targets))
 
@@ -74,16 +74,14 @@ def count_pairs(predictions: Tensor, targets: Tensor, counted: Tensor) -> Counte
 
     Only pairs that occur take memory. Arguments as for ``count_correct``.
     """
-    pairs = torch.stack((targets[counted], predictions[counted]), dim=-1)  # [counted places, 2]
-    different, counts = pairs.unique(dim=0, return_counts=True)
-    return Counter({(target, prediction): count for (target, prediction), count in zip(different.tolist(), counts.tolist(), strict=True)})
+    return Counter(zip(targets[counted].tolist(), predictions[counted].tolist(), strict=True))
 
 
 def perplexity(loss: float) -> float:
     """Return e^loss: between how many equally likely tokens the model hesitates.
 
-    Where that is more than a float holds (a loss above 709 nats), the largest float is returned: a file of metrics stays
-    valid JSON, which has no infinity.
+    Where that is more than a float holds (a loss above 709 nats), the largest float is returned: a file of metrics
+    stays valid JSON, which has no infinity.
 
     Args:
         loss: nats per token.

@@ -72,7 +72,11 @@ class Examples:
         """Return a row's prompt as the model reads it, and what follows: its completion, or a text's second half."""
         start, completion, end = (
             int(edge)
-            for edge in (self.spans.row_offsets[row], self.spans.completion_starts[row], self.spans.row_offsets[row + 1])
+            for edge in (
+                self.spans.row_offsets[row],
+                self.spans.completion_starts[row],
+                self.spans.row_offsets[row + 1],
+            )
         )
         cut = completion if completion < end else start + (end - start) // 2
         return self._token_ids[start:cut].tolist(), self._token_ids[cut:end].tolist()

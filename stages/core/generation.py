@@ -1,8 +1,8 @@
 """Complete prompts token by token, greedily or by sampling, with a key/value cache.
 
-The next token always depends on the last ``context_length`` tokens alone, and its logits are those of the model run on just
-these. Up to that length the cache holds them. Beyond it the window slides: each token's position, and with it everything
-computed from it, changes with every step, so the window is read anew for each token, which is exact and slower.
+The next token always depends on the last ``context_length`` tokens alone, and its logits are those of the model run on
+just these. Up to that length the cache holds them. Beyond it the window slides: each token's position, and with it
+everything computed from it, changes with every step, so the window is read anew for each token: exact, but slower.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ class Sampling:
     top_k: int | None = None
     """Choose among this many most likely tokens; None: all."""
     top_p: float | None = None
-    """Choose among the fewest most likely tokens whose probabilities reach this sum (Holtzman et al. 2020); None: all."""
+    """Choose among the fewest most likely tokens whose probabilities reach this sum (Holtzman et al. 2020)."""
     seed: int = 0
-    """Seeds each prompt's own random numbers, together with the prompt: a prompt's neighbours never change its sample."""
+    """Seeds, with the prompt itself, a prompt's own random numbers: its neighbours never change its sample."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -62,8 +62,8 @@ def generate(
 
     Args:
         model: it is put in evaluation mode meanwhile.
-        prompts: token ids exactly as the model reads them: ``prompt <EOS>`` for a question, no ``<EOS>`` for a text to be
-            continued. Of a prompt longer than context_length only the end is read.
+        prompts: token ids exactly as the model reads them: ``prompt <EOS>`` for a question, no ``<EOS>`` for a text to
+            be continued. Of a prompt longer than context_length only the end is read.
         eos_id: the token that ends a completion.
         max_new_tokens: the most tokens of a completion.
         sampling: how a token is chosen.
@@ -120,6 +120,8 @@ def _decode(
     model: Transformer, prompts: Sequence[Sequence[int]], eos_id: int, max_new_tokens: int, sampling: Sampling
 ) -> Iterator[list[tuple[int, int]]]:
     """Yield, token by token, (number of the prompt, chosen token) of every prompt that is not finished."""
+    if not prompts:
+        return
     if not all(prompts):
         raise ValueError("found an empty prompt, allowed: at least one token, if only <EOS>")
     was_training = model.training
@@ -170,7 +172,7 @@ class _Decoder:
             return self.model.output.weight.new_empty(0, self.model.config.d_model)
         lengths = [len(prompt) for prompt in prompts]
         longest = max(lengths)
-        padded = [prompt + [self.eos_id] * (longest - len(prompt)) for prompt in prompts]
+        padded = [prompt + [0] * (longest - len(prompt)) for prompt in prompts]  # any token will do: it is forgotten
         hidden = self.model.hidden_states(torch.tensor(padded, device=self.device), self.cache)  # [B, T, D]
         self.cache.forget_padding(lengths)
         return hidden[range(len(lengths)), [length - 1 for length in lengths]]

@@ -3,22 +3,43 @@
 Shapes: B batch, T tokens, D d_model, V vocabulary size.
 """
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 IGNORE_INDEX = -100
 """The target of a place that is not scored."""
 
+_MOST_LOGITS = 2**25
+"""Logits held at once on CPU, 128 MiB in float32; fewer than that are faster in one piece."""
+
 
 def summed_loss(hidden: Tensor, output: nn.Linear, targets: Tensor) -> Tensor:
     """Return the sum of -ln p(target) over all scored places, a float32 scalar in nats.
+
+    On CPU, where all logits together would be large, they are computed piece by piece in float32, each piece with its
+    gradients, so that memory does not grow with B T V. On other devices they are computed at once.
 
     Args:
         hidden: [B, T, D], what the output layer reads.
         output: the layer from D to V.
         targets: int64 [B, T]; IGNORE_INDEX: not scored.
     """
-    logits = output(hidden)  # [B, T, V]
-    return functional.cross_entropy(
-        logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORE_INDEX, reduction="sum"
-    )
+    rows = hidden.flatten(0, 1)  # [B, T, D] -> [B T, D]
+    row_targets = targets.flatten()  # [B, T] -> [B T]
+    if hidden.device.type == "cpu" and len(rows) * output.out_features > _MOST_LOGITS:
+        return functional.linear_cross_entropy(
+            rows.float(),
+            output.weight.float(),
+            row_targets,
+            linear_bias=None if output.bias is None else output.bias.float(),
+            reduction="sum",
+            ignore_index=IGNORE_INDEX,
+            options=nn.LinearCrossEntropyOptions(
+                batch_chunk_size=max(1, _MOST_LOGITS // output.out_features),
+                chunking_method=None,
+                allow_retain_graph=torch.compiler.is_compiling(),
+            ),
+        )
+    logits = output(rows)  # [B T, V]
+    return functional.cross_entropy(logits.float(), row_targets, ignore_index=IGNORE_INDEX, reduction="sum")

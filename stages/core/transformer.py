@@ -4,10 +4,10 @@ Each part stands before what uses it. Shapes are written as
 
     B  batch            N  heads (queries)       L  layers
     T  tokens           K  heads (keys, values)  V  vocabulary size
-    D  d_model          H  head_dim              S  tokens that can be attended to: those in the cache and the T new ones
+    D  d_model          H  head_dim              S  tokens to attend to: those in the cache and the T new ones
 
-The smallest configuration (one layer, one head, no norm, no feed-forward, no output projection) is the textbook's masked
-self-attention; the largest ones are GPT-2 (Radford et al. 2019) and LLaMA (Touvron et al. 2023).
+The smallest configuration (one layer, one head, no norm, no feed-forward, no output projection) is the textbook's
+masked self-attention; the largest ones are GPT-2 (Radford et al. 2019) and LLaMA (Touvron et al. 2023).
 """
 
 from __future__ import annotations
@@ -111,8 +111,8 @@ class TransformerConfig(ModelParameters):
 def sinusoidal_positions(context_length: int, d_model: int) -> Tensor:
     """Return the fixed position vectors, [context_length, D], that are added to the embeddings.
 
-    PE(p, 2i) = sin(p / 10000^(2i/D)) and PE(p, 2i+1) = cos(p / 10000^(2i/D)): Vaswani et al. 2017, section 3.5. An odd D
-    ends with a sine.
+    PE(p, 2i) = sin(p / 10000^(2i/D)) and PE(p, 2i+1) = cos(p / 10000^(2i/D)): Vaswani et al. 2017, section 3.5. An odd
+    D ends with a sine.
     """
     even = torch.arange(0, d_model, 2, dtype=torch.float64)
     angles = torch.arange(context_length, dtype=torch.float64)[:, None] / 10000 ** (even / d_model)
@@ -125,8 +125,8 @@ def sinusoidal_positions(context_length: int, d_model: int) -> Tensor:
 def rotary_positions(context_length: int, head_dim: int) -> Tensor:
     """Return the cosines and signed sines, [2, context_length, 1, H], by which each position turns its pairs.
 
-    Pair i turns by p / 10000^(2i/H): Su et al. 2021, section 3.2.2. As in LLaMA, number i is paired with number i + H/2;
-    the sine is negative for the first of a pair.
+    Pair i turns by p / 10000^(2i/H): Su et al. 2021, section 3.2.2. As in LLaMA, number i is paired with number i +
+    H/2; the sine is negative for the first of a pair.
     """
     even = torch.arange(0, head_dim, 2, dtype=torch.float64)
     angles = torch.arange(context_length, dtype=torch.float64)[:, None] / 10000 ** (even / head_dim)
@@ -160,7 +160,7 @@ class KeyValueCache:
         """Take memory for ``batch`` rows, on the device and in the dtype of ``like``."""
         shape = (batch, config.key_value_heads, config.context_length, config.head_dim)
         self.capacity = config.context_length
-        self.layers = [(like.new_empty(shape), like.new_empty(shape)) for _ in range(config.n_layers)]
+        self.layers = [(like.new_zeros(shape), like.new_zeros(shape)) for _ in range(config.n_layers)]
         self.lengths = [0] * batch
         self._places: slice | tuple[Tensor, Tensor] = slice(0, 0)
         self._end = 0
@@ -224,8 +224,8 @@ class KeyValueCache:
 def explicit_attention(queries: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
     """Attend step by step: softmax(Q K^T / sqrt(H)) V over the tokens up to each query's own.
 
-    Vaswani et al. 2017, equation 1, with the mask of section 3.2.3; heads of keys and values are shared as in Ainslie et
-    al. 2023. ``fused_attention`` computes the same context without ever holding the weights.
+    Vaswani et al. 2017, equation 1, with the mask of section 3.2.3; heads of keys and values are shared as in Ainslie
+    et al. 2023. ``fused_attention`` computes the same context without ever holding the weights.
 
     Args:
         queries: [B, N, T, H].
@@ -288,7 +288,9 @@ class Attention(nn.Module):
         self.dropout = config.dropout
         width = (config.n_heads + 2 * config.key_value_heads) * config.head_dim
         self.queries_keys_values = nn.Linear(config.d_model, width, bias=config.bias)
-        self.projection = nn.Linear(config.d_model, config.d_model, bias=config.bias) if config.output_projection else None
+        self.projection = (
+            nn.Linear(config.d_model, config.d_model, bias=config.bias) if config.output_projection else None
+        )
 
     def forward(
         self,
@@ -341,7 +343,8 @@ class GeluFeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [B, T, D] to [B, T, D]."""
-        return self.down(functional.gelu(self.up(x)))
+        y: Tensor = self.down(functional.gelu(self.up(x)))
+        return y
 
 
 class SwigluFeedForward(nn.Module):
@@ -356,7 +359,8 @@ class SwigluFeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [B, T, D] to [B, T, D]."""
-        return self.down(functional.silu(self.gate(x)) * self.up(x))
+        y: Tensor = self.down(functional.silu(self.gate(x)) * self.up(x))
+        return y
 
 
 # ------------------------------------------------------------------------------------------------------------ block
@@ -509,9 +513,9 @@ class Transformer(nn.Module):
 def initialise(model: Transformer) -> None:
     """Draw the first weights.
 
-    Without norms these are torch's own, drawn when the layers were made: the textbook's small model learns with them. With
-    norms they are GPT-2's (Radford et al. 2019, section 2.3): small normal weights, no bias, and the layers that add to
-    the residual stream smaller the more of them there are.
+    Without norms these are torch's own, drawn when the layers were made: the textbook's small model learns with them.
+    With norms they are GPT-2's (Radford et al. 2019, section 2.3): small normal weights, no bias, and the layers that add
+    to the residual stream smaller the more of them there are.
     """
     if model.config.norm == "none":
         return

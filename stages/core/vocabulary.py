@@ -8,8 +8,10 @@ Three tokenizers, each stored as the tokenizers library's JSON:
 """
 
 import difflib
+import os
 import re
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from itertools import chain, islice
 from typing import Literal, Self
@@ -17,6 +19,7 @@ from typing import Literal, Self
 import numpy as np
 import numpy.typing as npt
 import pydantic
+import tiktoken
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from stages.core.parameter_model import ParameterModel
@@ -28,13 +31,18 @@ UNKNOWN = "<UNK>"
 TokenizerName = Literal["word", "character", "bpe"]
 TokenIds = npt.NDArray[np.int32]
 
-_SMALLEST_BPE = 256 + 1  # every byte, and <EOS>
+_BYTES = 256
+_SMALLEST_BPE = _BYTES + 1  # every byte, and <EOS>
 _NO_UNKNOWN = ""  # can be no token of a text, so that an unknown one is never taken for another
 _CODE_POINTS = 0x110000
 _ABSENT = -1
 # Python's str.split takes these four for white space; Unicode and the tokenizers library do not.
 _ONLY_PYTHON_SPACES = "\x1c\x1d\x1e\x1f"
 _WORD = re.compile(rf"(?:\S|[{_ONLY_PYTHON_SPACES}])+")
+# How GPT-2, and so the tokenizers library's ByteLevel, cuts text before merging bytes.
+_GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
+_CORES = os.cpu_count() or 1
+_SHARES_PER_CORE = 4  # of a batch's texts, since texts differ in length
 _NEAREST = 3
 _SEARCHED_FOR_NEAREST = 100_000  # words; comparing with more would take longer than a user waits for a message
 
@@ -121,8 +129,7 @@ class Vocabulary:
             case "character":
                 token_ids, counts = self._encode_characters(texts)
             case "bpe":
-                encodings = self.tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
-                return _flatten([encoding.ids for encoding in encodings])
+                return self._encode_bytes(texts)
         absent = token_ids == _ABSENT
         if absent.any():
             if self.unknown_id is None:
@@ -185,6 +192,37 @@ class Vocabulary:
     def _encode_characters(self, texts: Sequence[str]) -> tuple[TokenIds, npt.NDArray[np.int64]]:
         code_points = np.frombuffer("".join(texts).encode("utf-32-le"), dtype=np.uint32)
         return self._code_point_ids[code_points], np.fromiter(map(len, texts), dtype=np.int64, count=len(texts))
+
+    def _encode_bytes(self, texts: Sequence[str]) -> tuple[TokenIds, npt.NDArray[np.int64]]:
+        def encode_some(some: Sequence[str]) -> list[npt.NDArray[np.uint32]]:
+            # No special tokens: a text that says <EOS> is encoded as its characters.
+            return [merges.encode_to_numpy(text, allowed_special=set(), disallowed_special=()) for text in some]
+
+        merges = self._merges
+        if len(texts) == 1:
+            encoded = encode_some(texts)
+        else:
+            size = -(-len(texts) // (_SHARES_PER_CORE * _CORES)) or 1
+            shares = [texts[start : start + size] for start in range(0, len(texts), size)]
+            with ThreadPoolExecutor(_CORES) as pool:
+                encoded = list(chain.from_iterable(pool.map(encode_some, shares)))
+        counts = np.fromiter(map(len, encoded), dtype=np.int64, count=len(encoded))
+        return np.concatenate([np.empty(0, np.uint32), *encoded]).astype(np.int32), counts
+
+    @cached_property
+    def _merges(self) -> tiktoken.Encoding:
+        """The byte pair encoding in tiktoken, which gives the same token_ids in a third of the time.
+
+        tiktoken merges the pair whose joint token has the lowest id, the tokenizers library the pair whose merge was
+        learned first. These agree because ids are in the order of the merges, and because training never learns two
+        ways to one token: wherever its bytes stand between token boundaries, the earlier merges have cut them alike.
+        """
+        byte_of = {character: byte for byte, character in _byte_characters().items()}
+        ranks = {
+            bytes(byte_of[character] for character in token): token_id
+            for token, token_id in self._text_token_ids.items()
+        }
+        return tiktoken.Encoding("vocabulary", pat_str=_GPT2_PATTERN, mergeable_ranks=ranks, special_tokens={})
 
     def _only_match_in_another_case(self, word: str) -> str:
         matches = self._words_without_case.get(word.casefold(), [])
@@ -270,6 +308,14 @@ def _train_bpe(size: int, batches: Iterable[Sequence[str]]) -> Tokenizer:
 
 def _add_eos(tokenizer: Tokenizer) -> None:
     tokenizer.add_special_tokens([AddedToken(EOS, special=True, normalized=False)])
+
+
+def _byte_characters() -> dict[int, str]:
+    """Give the character by which the tokenizers library writes each byte: itself where it can be printed."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    characters = {ord(character): character for character in alphabet if ord(character) < _BYTES}
+    unprintable = (byte for byte in range(_BYTES) if byte not in characters)
+    return characters | dict(zip(unprintable, alphabet[len(characters) :], strict=True))
 
 
 def _name(tokenizer: Tokenizer) -> TokenizerName:

@@ -119,7 +119,9 @@ class TrainingPlan:
         return max(1, round(self.examples / self.batch_size))
 
 
-def plan_training(examples: int, parameters: TrainParameters, micro_batch_size: int | None, world_size: int) -> TrainingPlan:
+def plan_training(
+    examples: int, parameters: TrainParameters, micro_batch_size: int | None, world_size: int
+) -> TrainingPlan:
     """Cut the global batch into what each device computes at once.
 
     Raises:
@@ -159,7 +161,9 @@ def plan_training(examples: int, parameters: TrainParameters, micro_batch_size: 
 class TokenDataModule(lightning.LightningDataModule):
     """Gives the Trainer each device's batches."""
 
-    def __init__(self, training: Examples, validation: Examples | None, plan: TrainingPlan, loader_workers: int) -> None:
+    def __init__(
+        self, training: Examples, validation: Examples | None, plan: TrainingPlan, loader_workers: int
+    ) -> None:
         super().__init__()
         self._training = training
         self._validation = validation

@@ -34,7 +34,7 @@ class Trained:
     curves: Curves
 
 
-def fit(  # noqa: PLR0913 - what a training is made of
+def fit(
     network: Transformer,
     training: Examples,
     validation: Examples | None,

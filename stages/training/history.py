@@ -48,7 +48,12 @@ class TrainingHistory(lightning.Callback):
         return self.curves.validation_loss[-1][0] if self.curves.validation_loss else None
 
     def on_train_batch_end(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Batch, batch_idx: int
+        self,
+        trainer: lightning.Trainer,
+        pl_module: lightning.LightningModule,
+        outputs: Any,
+        batch: Batch,
+        batch_idx: int,
     ) -> None:
         """Add a point to the curves every few steps.
 
@@ -84,7 +89,7 @@ class TrainingHistory(lightning.Callback):
         )
         self._scored, self._tokens, self._since = 0, 0, now
 
-    def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:  # noqa: ARG002
+    def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Add a point to the validation curve."""
         loss = float(trainer.callback_metrics["validation_loss"])
         self.curves.validation_loss.append((trainer.global_step, loss))
@@ -106,4 +111,6 @@ class BestWeights(lightning.Callback):
         if loss < self.loss:
             assert isinstance(pl_module, LanguageModel)  # noqa: S101 - tells the type checker
             self.step, self.loss = trainer.global_step, loss
-            self.weights = {name: value.detach().cpu().clone() for name, value in pl_module.network.state_dict().items()}
+            self.weights = {
+                name: value.detach().cpu().clone() for name, value in pl_module.network.state_dict().items()
+            }

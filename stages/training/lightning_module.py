@@ -41,7 +41,7 @@ class LanguageModel(lightning.LightningModule):
         self._nats = []
         return total
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:  # noqa: ARG002 - Lightning's signature
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Count the loss of one batch of the validation split."""
         self._validation_nats.append(self._summed_loss(batch.input_ids, batch.targets))
         self._validation_scored += batch.scored_in_step

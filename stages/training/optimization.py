@@ -55,14 +55,10 @@ class TrainParameters(ParameterModel):
     @pydantic.model_validator(mode="after")
     def _check(self) -> Self:
         if (self.epochs is None) == (self.max_steps is None):
-            message = (
-                f"exactly one of epochs and max_steps must be null; found epochs: {self.epochs}, max_steps: {self.max_steps}"
-            )
+            message = f"exactly one of epochs and max_steps must be null; found epochs: {self.epochs}, max_steps: {self.max_steps}"
             raise ValueError(message)
         if self.min_learning_rate > self.learning_rate:
-            message = (
-                f"min_learning_rate must be at most learning_rate ({self.learning_rate}); found {self.min_learning_rate}"
-            )
+            message = f"min_learning_rate must be at most learning_rate ({self.learning_rate}); found {self.min_learning_rate}"
             raise ValueError(message)
         return self
 
@@ -101,7 +97,10 @@ def build_optimizer(network: nn.Module, parameters: TrainParameters) -> torch.op
     """Build the optimiser in its fused form, with weight decay on matrices alone."""
     trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
     groups = [
-        {"params": [parameter for parameter in trained if parameter.ndim >= 2], "weight_decay": parameters.weight_decay},
+        {
+            "params": [parameter for parameter in trained if parameter.ndim >= 2],
+            "weight_decay": parameters.weight_decay,
+        },
         {"params": [parameter for parameter in trained if parameter.ndim < 2], "weight_decay": 0.0},
     ]
     optimizer = torch.optim.Adam if parameters.optimizer == "adam" else torch.optim.AdamW

@@ -25,10 +25,10 @@ class TrainingProgressBar(RichProgressBar):
         self._plan = plan
         self._curves = curves
 
-    def _get_train_description(self, current_epoch: int) -> str:  # noqa: ARG002 - Lightning's signature
+    def _get_train_description(self, current_epoch: int) -> str:
         return f"Training, {self._plan.steps * self._plan.batch_size / self._plan.examples:g} passes"
 
-    def get_metrics(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> dict[str, Any]:  # noqa: ARG002
+    def get_metrics(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> dict[str, Any]:
         """Return the newest point of each curve."""
         return _newest(self._curves)
 
@@ -43,7 +43,12 @@ class ProgressLines(lightning.Callback):
         self._shown = 0
 
     def on_train_batch_end(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Batch, batch_idx: int
+        self,
+        trainer: lightning.Trainer,
+        pl_module: lightning.LightningModule,
+        outputs: Any,
+        batch: Batch,
+        batch_idx: int,
     ) -> None:
         """Print a line every tenth of the way."""
         step = trainer.global_step

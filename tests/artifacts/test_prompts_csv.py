@@ -1,0 +1,256 @@
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal, get_args
+
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stages.artifacts import prompts_csv
+from stages.artifacts.prompts_csv import DataParameters, PromptChunk, read_prompts
+from stages.core.split import Split, SplitParameters, split_of
+from stages.errors import UserError
+
+SHARED_DATA = Path(__file__).parents[2].parent / "shared" / "data"
+NOTHING_HELD_OUT = SplitParameters(validation=0.0, test=0.0, seed=0, column=None)
+HALF_HELD_OUT = SplitParameters(validation=0.3, test=0.2, seed=0, column=None)
+CELL = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0\r")) | st.sampled_from(
+    ["NA", "null", "None", "nan", "007", "1.50", '"', '""', ",", "\n", " ", "TRUE", "#", "=1", "\ufeff"]
+)
+
+
+Quoting = Literal[0, 1, 2]
+QUOTING: tuple[Quoting, ...] = get_args(Quoting)  # csv.QUOTE_MINIMAL, QUOTE_ALL, QUOTE_NONNUMERIC
+
+
+@pytest.fixture(autouse=True)
+def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def data(path: Path | str, prompt: str = "prompt", completion: str | None = "completion") -> DataParameters:
+    return DataParameters(csv=str(path), prompt_column=prompt, completion_column=completion)
+
+
+def rows(chunks: Iterator[PromptChunk]) -> list[tuple[str, str]]:
+    read = [
+        (number, prompt, completion)
+        for chunk in chunks
+        for number, prompt, completion in zip(chunk.rows, chunk.prompts, chunk.completions, strict=True)
+    ]
+    assert [number for number, _, _ in read] == list(range(1, len(read) + 1))
+    return [(prompt, completion) for _, prompt, completion in read]
+
+
+def splits(chunks: Iterator[PromptChunk]) -> dict[str, Split]:
+    return {prompt: split for chunk in chunks for prompt, split in zip(chunk.prompts, chunk.splits, strict=True)}
+
+
+def read_bytes(content: bytes, split: SplitParameters = NOTHING_HELD_OUT) -> list[tuple[str, str]]:
+    Path("prompts.csv").write_bytes(content)
+    return rows(read_prompts(data("prompts.csv"), split))
+
+
+@given(
+    cells=st.lists(st.tuples(CELL, CELL).filter(any), min_size=1),
+    quoting=st.sampled_from(QUOTING),
+    line_end=st.sampled_from(["\n", "\r\n"]),
+    encoding=st.sampled_from(["utf-8", "utf-8-sig"]),
+    chunk_characters=st.sampled_from([1, 5, 10_000]),
+)
+def test_what_pandas_writes_comes_back_row_for_row(
+    cells: list[tuple[str, str]], quoting: Quoting, line_end: str, encoding: str, chunk_characters: int
+) -> None:
+    frame = pd.DataFrame(cells, columns=["prompt", "completion"], dtype=object)
+    frame.to_csv("prompts.csv", index=False, quoting=quoting, lineterminator=line_end, encoding=encoding)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(prompts_csv, "_CHUNK_CHARACTERS", chunk_characters)
+        assert rows(read_prompts(data("prompts.csv"), NOTHING_HELD_OUT)) == cells
+
+
+@given(st.lists(CELL.filter(bool), min_size=1))
+def test_one_column_that_pandas_writes_comes_back(cells: list[str]) -> None:
+    pd.DataFrame({"text": cells}, dtype=object).to_csv("prompts.csv", index=False)
+    read = rows(read_prompts(data("prompts.csv", "text", None), NOTHING_HELD_OUT))
+    assert read == [(cell, "") for cell in cells]
+
+
+@given(st.lists(CELL.filter(bool), min_size=5, unique=True), st.lists(CELL.filter(bool)))
+def test_a_row_keeps_its_split_when_rows_are_added(prompts: list[str], more: list[str]) -> None:
+    def split_by_prompt(all_prompts: list[str]) -> dict[str, Split]:
+        frame = pd.DataFrame({"prompt": all_prompts, "completion": "x"}, dtype=object)
+        # The first one goes to train whatever the draw, since a CSV with no row to train on is refused.
+        pd.concat([pd.DataFrame({"prompt": ["prompt 0"], "completion": ["x"]}), frame]).to_csv("p.csv", index=False)
+        return splits(read_prompts(data("p.csv"), HALF_HELD_OUT))
+
+    before, after = split_by_prompt(prompts), split_by_prompt([*more, *prompts])
+    assert before == {prompt: after[prompt] for prompt in before}
+
+
+def test_windows_line_ends_give_the_same_text() -> None:
+    text = 'prompt,completion\na,"two\nlines"\n"b\n\nc",d\n'
+    windows = text.replace("\n", "\r\n")
+    assert (
+        read_bytes(b"\xef\xbb\xbf" + windows.encode())
+        == read_bytes(text.encode())
+        == [("a", "two\nlines"), ("b\n\nc", "d")]
+    )
+
+
+def test_a_carriage_return_within_quotes_is_kept() -> None:
+    assert read_bytes(b'prompt,completion\n"a\rb",c\n') == [("a\rb", "c")]
+
+
+def test_blank_lines_are_no_rows() -> None:
+    assert read_bytes(b"\nprompt,completion\n\na,b\n\n\nc,d\n\n") == [("a", "b"), ("c", "d")]
+
+
+def test_a_last_line_without_a_line_end_counts() -> None:
+    assert read_bytes(b"prompt,completion\na,b\nc,d") == [("a", "b"), ("c", "d")]
+
+
+def test_a_cell_of_ten_megabytes() -> None:
+    cell = "word " * 2_000_000
+    assert read_bytes(f'prompt,completion\n"{cell}",x\n'.encode()) == [(cell, "x")]
+
+
+def test_other_columns_are_passed_over() -> None:
+    assert read_bytes(b"id,completion,,prompt\n1,b,,a\n2,d,,c\n") == [("a", "b"), ("c", "d")]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "the file is empty"),
+        (b"\n\n", "the file is empty"),
+        (b"prompt,completion\n", "no rows below the header"),
+        (b"text,label\na,b\n", r"no column 'prompt' .*found: 'text', 'label'.*-S data\.prompt_column=text"),
+        (b"prompt,label\na,b\n", r"no column 'completion'.*-S data\.completion_column=prompt"),
+        (b"prompt,completion,prompt\na,b,c\n", "'prompt' .*stands 2 times in the header"),
+        (b"prompt;completion\na;b\n", "separated by semicolons"),
+        (b"prompt\tcompletion\na\tb\n", "separated by tabs"),
+        (b"prompt,completion\na,b\nc,d\0\n", r"row 2 \(line 3\): a NUL byte at byte 25 of"),
+        (b"\xef\xbb\xbfprompt,completion\na,b\nc,\xe9t\xe9\n", r"row 2 \(line 3\): not UTF-8: byte 0xe9 at byte 27 of"),
+        ("prompt,completion\na,b\n".encode("utf-16"), "the file is UTF-16"),
+        (b'prompt,completion\na,b\n"c,d\ne,f\n', r"row 2 \(line 3\): a double quote is opened here and never closed"),
+        (b'prompt,completion\na,b\n"c"x,d\n', r"row 2 \(line 3\): text after a closing double quote"),
+        (b"prompt,completion\na,b\nc,d,e\n", r"row 2 \(line 3\): found 3 cells where the header names 2 columns"),
+        (b'prompt,completion\n"a\n",b\nc\n', r"row 2 \(line 4\): found 1 cells where the header names 2 columns"),
+        (b"prompt,completion\na,b\n,\n", r"row 2 \(line 3\): neither a prompt nor a completion"),
+        (b'prompt,completion\n"",""\n,\n', r"row 1 \(line 2\): neither a prompt nor a completion"),
+        (b"prompt,completion\ra,b\r", r"header \(line 1\): a carriage return that ends no line"),
+    ],
+)
+def test_what_is_wrong_is_named(content: bytes, message: str) -> None:
+    with pytest.raises(UserError, match=rf"^prompts\.csv.*{message}"):
+        read_bytes(content)
+
+
+def test_what_goes_on_and_on_is_not_read_into_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prompts_csv, "_LONGEST", 1000)
+    with pytest.raises(UserError, match=r"row 1 .*a line of more than 1,000 bytes"):
+        read_bytes(b"prompt,completion\n" + b"a" * 2000 + b",b\n")
+    with pytest.raises(
+        UserError, match=r"row 1 \(line 2\): a cell of more than 1,000 characters; is a double quote left"
+    ):
+        read_bytes(b'prompt,completion\n"a,b\n' + b"c,d\n" * 1000)
+
+
+@pytest.mark.parametrize("path", ["../prompts.csv", "data/../../prompts.csv", ".."])
+def test_a_relative_path_out_of_the_project_is_refused(path: str) -> None:
+    with pytest.raises(UserError, match=r"lies outside of the project"):
+        rows(read_prompts(data(path), NOTHING_HELD_OUT))
+
+
+def test_an_absolute_path_and_dots_within_the_project_are_fine(tmp_path: Path) -> None:
+    (tmp_path / "..p.csv").write_text("prompt,completion\na,b\n")
+    Path("data").mkdir()
+    for path in ("..p.csv", "data/../..p.csv", str(tmp_path / "..p.csv")):
+        assert rows(read_prompts(data(path), NOTHING_HELD_OUT)) == [("a", "b")]
+
+
+def test_a_missing_file_is_named_with_what_is_there() -> None:
+    Path("other.csv").touch()
+    with pytest.raises(UserError, match=r"^prompts.csv: not found; CSV files there: other.csv; set data.csv"):
+        rows(read_prompts(data("prompts.csv"), NOTHING_HELD_OUT))
+
+
+def write_folder(**files: list[str]) -> None:
+    for name, prompts in files.items():
+        lines = "".join(f"{prompt},x\n" for prompt in prompts)
+        Path(f"{name}.csv").write_text(f"prompt,completion\n{lines}")
+
+
+def test_in_a_folder_the_names_say_the_splits() -> None:
+    prompts = [f"prompt {n}" for n in range(100)]
+    write_folder(simple_train=prompts, test=["a", "b"])
+    read = splits(read_prompts(data("."), HALF_HELD_OUT))
+    assert read["a"] == read["b"] == "test"
+    # There is a test file, so that only validation rows are drawn from the training file.
+    of_training_file = HALF_HELD_OUT.model_copy(update={"test": 0.0})
+    assert {prompt: read[prompt] for prompt in prompts} == {p: split_of(p, of_training_file) for p in prompts}
+
+
+def test_a_folder_whose_names_do_not_say_the_splits_is_refused() -> None:
+    write_folder(test=["a"])
+    with pytest.raises(UserError, match="no training file"):
+        rows(read_prompts(data("."), NOTHING_HELD_OUT))
+    write_folder(train=["a"], latest=["a"])
+    with pytest.raises(UserError, match=r"latest.csv: the name does not say which split"):
+        rows(read_prompts(data("."), NOTHING_HELD_OUT))
+
+
+def test_a_column_says_the_splits() -> None:
+    by_column = SplitParameters(validation=0.9, test=0.0, seed=0, column="part")
+    Path("p.csv").write_text("prompt,part,completion\na,train,x\nb,test,x\nc,validation,x\n")
+    assert splits(read_prompts(data("p.csv"), by_column)) == {"a": "train", "b": "test", "c": "validation"}
+    Path("p.csv").write_text("prompt,part,completion\na,train,x\nb,dev,x\n")
+    with pytest.raises(
+        UserError, match=r"row 2 \(line 3\): column 'part' .*found 'dev'; allowed: train, validation, test"
+    ):
+        splits(read_prompts(data("p.csv"), by_column))
+    Path("p.csv").write_text("prompt,part,completion\na,test,x\n")
+    with pytest.raises(UserError, match=r"no row to train on, of 1: column 'part'"):
+        splits(read_prompts(data("p.csv"), by_column))
+
+
+def test_nothing_left_to_train_on_names_the_fractions() -> None:
+    with pytest.raises(
+        UserError, match=r"no row to train on, of 1: split.validation \(0.9999\) and split.test \(0.0\)"
+    ):
+        read_bytes(b"prompt,completion\na,b\n", SplitParameters(validation=0.9999, test=0.0, seed=0, column=None))
+
+
+def test_parts_know_their_places() -> None:
+    chunk = PromptChunk(Path("p.csv"), [3, 4, 5], ["a", "b", "c"], ["", "x", "y"], ["train", "test", "train"])
+    assert chunk.of("train").texts() == ["a", "", "c", "y"]
+    assert chunk.of("train").place(3) == "p.csv, row 5, completion"
+    assert chunk.of("test").place(0) == "p.csv, row 4, prompt"
+
+
+@pytest.mark.parametrize(
+    ("name", "prompt", "completion"),
+    [
+        ("banking77", "text", "category"),
+        ("chatgpt_prompts", "act", "prompt"),
+        ("gsm8k", "prompt", "completion"),
+        ("mingpt_adder2", "prompt", "completion"),
+        ("names", "prompt", "completion"),
+        ("scan", "prompt", "completion"),
+        ("xquad", "prompt", "completion"),
+    ],
+)
+def test_real_files_are_read_as_pandas_reads_them(name: str, prompt: str, completion: str) -> None:
+    path = SHARED_DATA / name
+    if not path.exists():
+        pytest.skip(f"{path} is not there")
+    files = sorted(path.glob("*.csv"), key=lambda file: "test" in file.name)
+    frame = pd.concat([pd.read_csv(file, dtype=str, keep_default_na=False) for file in files])
+    read = [
+        pair
+        for chunk in read_prompts(data(path if len(files) > 1 else files[0], prompt, completion), NOTHING_HELD_OUT)
+        for pair in zip(chunk.prompts, chunk.completions, strict=True)
+    ]
+    as_pandas_reads_them = zip(frame[prompt], frame[completion], strict=True)
+    assert read == [(p.replace("\r\n", "\n"), c.replace("\r\n", "\n")) for p, c in as_pandas_reads_them]

@@ -1,0 +1,108 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.numpy import load_file
+
+from stages.artifacts.token_shards import open_shard, read_metadata
+from stages.artifacts.vocabulary_json import read_vocabulary
+from stages.core.split import SPLITS
+
+REPOSITORY = Path(__file__).parents[1]
+PARAMETERS = """
+data: {csv: data/prompts.csv, prompt_column: prompt, completion_column: completion}
+split: {validation: 0.0, test: 0.0, seed: 0, column: null}
+vocabulary: {tokenizer: word, size: 300, unknown_token: false}
+dataset: {packing: rows, loss_on: all, stride: null}
+"""
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/prompts.csv").write_text("prompt,completion\nwhat is CNN,Great\nCNN is what,Great\n")
+    (tmp_path / "params.yaml").write_text(PARAMETERS)
+    return tmp_path
+
+
+def run(project: Path, stage: str, **environment: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [sys.executable, "-m", f"stages.{stage}"],
+        cwd=project,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY), **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def build(project: Path, **environment: str) -> "subprocess.CompletedProcess[str]":
+    assert run(project, "build_vocabulary", **environment).returncode == 0
+    return run(project, "build_dataset", **environment)
+
+
+def test_the_seeds_rows(project: Path) -> None:
+    done = build(project)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("dataset: train 2 rows (12 tokens), validation 0 rows (0 tokens), test 0 rows")
+    train = load_file(project / "data/dataset/train.safetensors")
+    assert train["token_ids"].tolist() == [0, 1, 2, 4, 3, 4, 2, 1, 0, 4, 3, 4]
+    assert train["row_offsets"].tolist() == [0, 6, 12]
+    assert train["completion_starts"].tolist() == [4, 10]
+    assert load_file(project / "data/dataset/test.safetensors")["token_ids"].tolist() == []
+    metadata = read_metadata(project / "data/dataset")
+    assert (metadata.vocabulary_size, metadata.eos_id) == (5, 4)
+    assert metadata.splits["train"].model_dump() == {"rows": 2, "tokens": 12, "scored_tokens": 10, "scored_bytes": 25}
+    assert {path.name for path in (project / "data/dataset").iterdir()} == {
+        "metadata.json",
+        *(f"{split}.safetensors" for split in SPLITS),
+    }
+
+
+@pytest.mark.parametrize("tokenizer", ["word", "character", "bpe"])
+def test_every_row_is_in_one_split_and_the_bytes_do_not_depend_on_threads(project: Path, tokenizer: str) -> None:
+    prompts = [f"prompt {n % 7} é {'long ' * (n % 9)}end" for n in range(400)]
+    lines = "".join(f"{prompt},answer {n % 5}\n" for n, prompt in enumerate(prompts))
+    (project / "data/prompts.csv").write_text(f"prompt,completion\n{lines}", encoding="utf-8")
+    (project / "params.yaml").write_text(
+        PARAMETERS.replace("tokenizer: word", f"tokenizer: {tokenizer}")
+        .replace("validation: 0.0", "validation: 0.3")
+        .replace("unknown_token: false", "unknown_token: true")
+    )
+    files = []
+    for threads in ("1", "4"):
+        done = build(project, RAYON_NUM_THREADS=threads, PYTHONHASHSEED=threads)
+        assert done.returncode == 0, done.stderr
+        files.append({path.name: path.read_bytes() for path in (project / "data").rglob("*.*") if path.is_file()})
+    assert files[0] == files[1]
+    vocabulary = read_vocabulary(project / "data/vocabulary.json")
+    texts = []
+    for split in SPLITS:
+        shard = open_shard(project / f"data/dataset/{split}.safetensors")
+        for begin, completion, end in zip(
+            shard.row_offsets, shard.completion_starts, shard.row_offsets[1:], strict=False
+        ):
+            assert shard.token_ids[completion - 1] == shard.token_ids[end - 1] == vocabulary.eos_id
+            texts.append(vocabulary.decode(shard.token_ids[begin:completion].tolist()))
+    assert sorted(texts) == sorted(prompts)
+
+
+def test_an_unknown_word_is_named_and_the_dataset_is_not_taken_for_a_finished_one(project: Path) -> None:
+    assert build(project).returncode == 0
+    with (project / "data/prompts.csv").open("a") as file:
+        file.write("what is RNN,Great\n")
+    done = run(project, "build_dataset")
+    assert done.returncode == 1
+    assert done.stderr.startswith(
+        "error: data/prompts.csv, row 3, prompt: the word 'RNN' (word 3) is not in the vocabulary"
+    )
+    assert "nearest known: 'CNN'" in done.stderr
+    assert not (project / "data/dataset/metadata.json").exists()
+
+
+def test_a_missing_vocabulary_is_named(project: Path) -> None:
+    done = run(project, "build_dataset")
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: data/vocabulary.json: not found; build it with: dvc repro build_vocabulary")

@@ -1,0 +1,80 @@
+"""The rule that a stage's deps are exactly what it imports, and the borders between the parts."""
+
+import ast
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ruamel.yaml import YAML
+
+ROOT = Path(__file__).parents[1]
+STAGES: dict[str, dict[str, Any]] = YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"]
+
+
+def imported_modules(path: Path) -> set[str]:
+    """Every module that a file imports, at its top or within a function."""
+    modules = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            modules |= {name.name for name in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            modules |= {node.module} | {f"{node.module}.{name.name}" for name in node.names}
+    return modules
+
+
+def import_closure(path: Path) -> set[str]:
+    """Every file of the project that importing ``path`` reads, itself included, relative to the root."""
+    found: set[Path] = set()
+    to_read = {path}
+    while to_read:
+        found |= to_read
+        candidates = {ROOT / f"{module.replace('.', '/')}.py" for file in to_read for module in imported_modules(file)}
+        to_read = {candidate for candidate in candidates if candidate.exists()} - found
+    return {file.relative_to(ROOT).as_posix() for file in found}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_deps_are_the_import_closure(stage: str) -> None:
+    listed = {dep for dep in STAGES[stage]["deps"] if dep.endswith(".py")}
+    assert listed == import_closure(ROOT / f"stages/{stage}.py")
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_is_the_module_of_its_name(stage: str) -> None:
+    assert STAGES[stage]["cmd"] == f"python -m stages.{stage}"
+
+
+def test_no_stage_depends_on_the_runtime_section() -> None:
+    assert not [name for stage in STAGES.values() for name in stage["params"] if name.startswith("runtime")]
+
+
+ALLOWED_IN_CORE = {"torch", "numpy", "pydantic", "tokenizers", "tiktoken", "stages"}
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "stages/core").glob("*.py")), ids=lambda path: path.name)
+def test_core_imports_no_io_no_lightning_and_no_mlflow(path: Path) -> None:
+    import sys  # noqa: PLC0415
+
+    tops = {module.split(".")[0] for module in imported_modules(path)}
+    assert tops - set(sys.stdlib_module_names) <= ALLOWED_IN_CORE
+    assert not {
+        module for module in imported_modules(path) if module.startswith(("stages.artifacts", "stages.training"))
+    }
+
+
+def test_only_tracking_imports_mlflow() -> None:
+    users = {
+        path.name
+        for path in (ROOT / "stages").rglob("*.py")
+        if "mlflow" in {m.split(".")[0] for m in imported_modules(path)}
+    }
+    assert users == {"tracking.py"}
+
+
+def test_only_training_and_its_entry_import_lightning() -> None:
+    users = {
+        path
+        for path in (ROOT / "stages").rglob("*.py")
+        if "lightning" in {m.split(".")[0] for m in imported_modules(path)}
+    }
+    assert {path.relative_to(ROOT / "stages").parts[0] for path in users} <= {"training", "train.py"}

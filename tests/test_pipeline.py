@@ -1,0 +1,171 @@
+"""The pipeline as a user has it: a real `dvc repro` in a clone; edit one thing, and see which stages run."""
+
+import json
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Project
+
+ALL = ["build_vocabulary", "build_dataset", "train", "evaluate"]
+DATASET_ON = ALL[1:]
+TRAIN_ON = ALL[2:]
+
+
+@pytest.fixture
+def edited(trained: Project) -> Iterator[Project]:
+    """The trained clone, put back afterwards."""
+    yield trained
+    trained.run("git", "reset", "--hard", "--quiet")
+    trained.run("dvc", "checkout", "--quiet")
+
+
+def evaluation(project: Project) -> dict[str, float]:
+    values: dict[str, float] = json.loads((project.folder / "metrics/evaluate.json").read_text())
+    return values
+
+
+def test_the_toy_learns_both_completions(trained: Project) -> None:
+    assert evaluation(trained)["completion_exact_match"] == 1.0
+    assert evaluation(trained)["next_token_accuracy"] in (0.9, 1.0)
+    assert evaluation(trained)["split"] == "train"
+
+
+@pytest.mark.parametrize("prompt", ["what is CNN", "CNN is what", "What is CNN", "WHAT is cnn"])
+def test_the_toy_answers(trained: Project, prompt: str) -> None:
+    assert trained.run("python", "-m", "stages.generate", prompt).stdout == "Great\n"
+
+
+def test_a_second_repro_runs_nothing(trained: Project) -> None:
+    assert trained.stages_run("repro") == []
+
+
+def test_force_gives_the_same_bytes(trained: Project) -> None:
+    assert trained.stages_run("repro", "--force", PYTHONHASHSEED="7") == ALL
+    assert trained.run("git", "status", "--porcelain").stdout == ""
+
+
+PARAMETERS = [
+    ("prompt_column: prompt\n", "prompt_column: completion\n", ALL),
+    ("  seed: 0\n", "  seed: 1\n", ["build_vocabulary", "build_dataset"]),
+    ("unknown_token: false", "unknown_token: true", ALL),
+    ("loss_on: all", "loss_on: completion", DATASET_ON),
+    ("d_model: 2", "d_model: 4", TRAIN_ON),
+    ("learning_rate: 0.1", "learning_rate: 0.05", TRAIN_ON),
+    ("samples: 20", "samples: 1", ["evaluate"]),
+    ("loader_workers: 0", "loader_workers: 1", []),
+    ("threads: null", "threads: 1", []),
+    ("  # The highest learning rate.\n", "  # Another comment.\n", []),
+]
+
+
+@pytest.mark.parametrize(("old", "new", "stages"), PARAMETERS, ids=[new.strip() for _, new, _ in PARAMETERS])
+def test_a_parameter_reruns_only_its_stages(edited: Project, old: str, new: str, stages: list[str]) -> None:
+    edited.replace("params.yaml", old, new)
+    assert edited.stages_run("repro") == stages
+
+
+FILES = [
+    ("stages/build_vocabulary.py", ALL[:1]),
+    ("stages/build_dataset.py", ALL[1:2]),
+    ("stages/train.py", TRAIN_ON),
+    ("stages/training/history.py", TRAIN_ON),
+    ("stages/evaluate.py", ALL[3:]),
+    ("stages/core/split.py", ALL),
+    ("stages/core/transformer.py", TRAIN_ON),
+    ("stages/core/generation.py", ALL[3:]),
+    ("stages/artifacts/prompts_csv.py", ALL[:2]),
+    ("stages/tracking.py", TRAIN_ON),
+    ("stages/generate.py", []),
+    ("stages/summary.py", []),
+    ("tests/conftest.py", []),
+    ("README.md", []),
+]
+
+
+@pytest.mark.parametrize(("path", "stages"), FILES, ids=[path for path, _ in FILES])
+def test_a_source_file_reruns_the_stages_that_import_it(edited: Project, path: str, stages: list[str]) -> None:
+    with (edited.folder / path).open("a") as file:
+        file.write("\n# Edited.\n")
+    assert edited.stages_run("repro") == stages
+
+
+def test_a_new_row_reruns_everything(edited: Project) -> None:
+    with (edited.folder / "data/prompts.csv").open("a") as file:
+        file.write("what is RNN,Older\n")
+    assert edited.stages_run("repro") == ALL
+    assert edited.run("python", "-m", "stages.generate", "what is CNN").stdout == "Great\n"
+
+
+def test_a_parameter_put_back_restores_the_model_without_training(edited: Project) -> None:
+    model = (edited.folder / "data/model/model.safetensors").read_bytes()
+    edited.replace("params.yaml", "d_model: 2", "d_model: 3")
+    assert edited.stages_run("repro") == TRAIN_ON
+    assert (edited.folder / "data/model/model.safetensors").read_bytes() != model
+    edited.replace("params.yaml", "d_model: 3", "d_model: 2")
+    runs = run_count(edited)
+    edited.run("dvc", "repro")
+    assert (edited.folder / "data/model/model.safetensors").read_bytes() == model
+    assert run_count(edited) == runs
+
+
+def test_an_experiment_trains_beside_the_first_run(edited: Project) -> None:
+    before = run_count(edited)
+    stages = edited.stages_run("exp", "run", "--name", "slower", "--set-param", "train.learning_rate=0.07")
+    assert stages == TRAIN_ON
+    with store(edited) as database:
+        newest = database.execute("select run_uuid, name, status from runs order by start_time desc").fetchone()
+        metrics = dict(
+            database.execute("select key, value from latest_metrics where run_uuid = ?", newest[:1]).fetchall()
+        )
+        parameters = dict(database.execute("select key, value from params where run_uuid = ?", newest[:1]).fetchall())
+        inputs = database.execute("select count(*) from inputs where destination_id = ?", newest[:1]).fetchone()
+    assert run_count(edited) == before + 1
+    assert "slower" in newest[1]
+    assert newest[2] == "FINISHED"
+    assert parameters["train.learning_rate"] == "0.07"
+    assert {"train_loss", "learning_rate", "next_token_accuracy", "completion_exact_match"} <= set(metrics)
+    assert inputs[0] == 1
+    shown = edited.run("dvc", "exp", "show", "--csv").stdout
+    assert "slower" in shown
+
+
+def test_an_own_csv_needs_only_options(edited: Project, tmp_path: Path) -> None:
+    (tmp_path / "mine.csv").write_text("question,answer\nwho are you,me\nwho am I,you\n")
+    stages = edited.stages_run(
+        "exp", "run", "-S", f"data.csv={tmp_path / 'mine.csv'}", "-S", "data.prompt_column=question",
+        "-S", "data.completion_column=answer",
+    )  # fmt: skip
+    assert stages == ALL
+    assert edited.run("python", "-m", "stages.generate", "who am I").stdout == "you\n"
+
+
+def test_an_evaluation_with_other_parameters_is_a_child_of_its_training(edited: Project) -> None:
+    before = child_count(edited)
+    edited.replace("params.yaml", "samples: 20", "samples: 2")
+    assert edited.stages_run("repro") == ["evaluate"]
+    assert child_count(edited) == before + 1
+
+
+def test_a_mistake_is_one_line_without_a_traceback(edited: Project) -> None:
+    edited.replace("params.yaml", "learning_rate: 0.1", "learning_rat: 0.1")
+    failed = edited.run("dvc", "repro", check=False)
+    assert failed.returncode != 0
+    assert "did you mean 'learning_rate'" in failed.stderr
+    assert "Traceback" not in failed.stderr + failed.stdout
+
+
+def store(project: Project) -> sqlite3.Connection:
+    return sqlite3.connect(project.folder / "mlflow.db")
+
+
+def run_count(project: Project) -> int:
+    with store(project) as database:
+        return int(database.execute("select count(*) from runs").fetchone()[0])
+
+
+def child_count(project: Project) -> int:
+    with store(project) as database:
+        return int(database.execute("select count(*) from tags where key = 'mlflow.parentRunId'").fetchone()[0])
