@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -28,12 +29,14 @@ class Project:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def run(self, *command: str, check: bool = True, **environment: str) -> subprocess.CompletedProcess[str]:
+    def run(
+        self, *command: str, check: bool = True, environment: Mapping[str, str] | None = None
+    ) -> subprocess.CompletedProcess[str]:
         """Run a command, with its output kept."""
         done = subprocess.run(
             command,
             cwd=self.folder,
-            env=clean_environment() | environment,
+            env=clean_environment() | dict(environment or {}),
             capture_output=True,
             text=True,
             check=False,
@@ -44,7 +47,7 @@ class Project:
 
     def stages_run(self, *command: str, **environment: str) -> list[str]:
         """Run a dvc command and return the stages that it ran, in order."""
-        output = self.run("dvc", *command, **environment).stdout
+        output = self.run("dvc", *command, environment=environment).stdout
         return [line.split("'")[1] for line in output.splitlines() if line.startswith("Running stage '")]
 
     def replace(self, path: str, old: str, new: str) -> None:

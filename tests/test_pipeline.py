@@ -4,6 +4,7 @@ import json
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,8 +23,8 @@ def edited(trained: Project) -> Iterator[Project]:
     trained.run("dvc", "checkout", "--quiet")
 
 
-def evaluation(project: Project) -> dict[str, float]:
-    values: dict[str, float] = json.loads((project.folder / "metrics/evaluate.json").read_text())
+def evaluation(project: Project) -> dict[str, Any]:
+    values: dict[str, Any] = json.loads((project.folder / "metrics/evaluate.json").read_text())
     return values
 
 

@@ -1,0 +1,86 @@
+"""Small real data and models, and one way to train them."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from stages.core.examples import Examples
+from stages.core.transformer import Transformer, TransformerConfig
+from stages.core.windows import DatasetParameters, RowSpans
+from stages.runtime import RuntimeParameters
+from stages.training.fit import Trained, fit
+from stages.training.optimization import TrainParameters
+
+CONTEXT_LENGTH = 8
+VOCABULARY_SIZE = 11
+EOS_ID = 10
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    """Several test processes with several threads each get in each other's way."""
+    torch.set_num_threads(1)
+
+
+def train_parameters(**changed: Any) -> TrainParameters:
+    values: dict[str, Any] = {
+        "seed": 1, "optimizer": "adamw", "learning_rate": 0.01, "betas": [0.9, 0.99], "weight_decay": 0.1,
+        "schedule": "cosine", "warmup_steps": 2, "min_learning_rate": 0.001, "epochs": None, "max_steps": 10,
+        "batch_size": 4, "gradient_clip": 1.0, "precision": "32-true", "compile": False, "validate_every": None,
+        "keep": "last", "patience": None,
+    }  # fmt: skip
+    return TrainParameters(**values | changed)
+
+
+def runtime_parameters(**changed: Any) -> RuntimeParameters:
+    values: dict[str, Any] = {name: None for name in RuntimeParameters.model_fields}
+    values |= {
+        "accelerator": "cpu",
+        "devices": 1,
+        "num_nodes": 1,
+        "strategy": "auto",
+        "threads": 1,
+        "loader_workers": 0,
+    }
+    return RuntimeParameters(**values | changed)
+
+
+def network(**changed: Any) -> Transformer:
+    values: dict[str, Any] = {
+        "context_length": CONTEXT_LENGTH, "d_model": 16, "n_layers": 2, "n_heads": 2, "n_kv_heads": None,
+        "feed_forward": "gelu", "d_ff": None, "norm": "layer", "positions": "learned", "output_projection": True,
+        "bias": True, "output_bias": False, "tie_embeddings": True, "dropout": 0.0, "vocabulary_size": VOCABULARY_SIZE,
+    }  # fmt: skip
+    torch.manual_seed(3)
+    return Transformer(TransformerConfig(**values | changed))
+
+
+def examples(rows: int = 20, packing: str = "rows", seed: int = 0) -> Examples:
+    """Rows that count upwards from a random digit, of different lengths, each closed by <EOS>."""
+    random = np.random.default_rng(seed)
+    texts = [
+        [*((int(random.integers(10)) + np.arange(random.integers(3, CONTEXT_LENGTH))) % 10), EOS_ID]
+        for _ in range(rows)
+    ]
+    offsets = np.cumsum([0, *map(len, texts)])
+    parameters = DatasetParameters.model_validate({"packing": packing, "loss_on": "all", "stride": None})
+    return Examples(
+        np.concatenate(texts).astype(np.uint8), RowSpans(offsets, offsets[1:]), parameters, CONTEXT_LENGTH, EOS_ID
+    )
+
+
+def train(
+    model: Transformer, *, rows: int = 20, held_out: int = 0, runtime: dict[str, Any] | None = None, **changed: Any
+) -> Trained:
+    """Train ``model`` on ``examples`` with ``train_parameters``."""
+    validation = examples(held_out, seed=1) if held_out else None
+    return fit(
+        model,
+        examples(rows),
+        validation,
+        train_parameters(**changed),
+        runtime_parameters(**runtime or {}),
+        lambda _metrics, _step: None,
+    )

@@ -1,0 +1,103 @@
+import pytest
+import torch
+
+from stages.core.transformer import Transformer
+from stages.errors import UserError
+from stages.training.fit import fit
+from tests.training.conftest import examples, network, runtime_parameters, train, train_parameters
+
+
+def largest_difference(one: Transformer, other: Transformer) -> float:
+    pairs = zip(one.parameters(), other.parameters(), strict=True)
+    return max(float((first - second).abs().max()) for first, second in pairs)
+
+
+def test_training_again_gives_the_same_weights_and_another_seed_does_not() -> None:
+    first, second, other = network(dropout=0.2), network(dropout=0.2), network(dropout=0.2)
+    train(first)
+    train(second)
+    train(other, seed=2)
+    assert largest_difference(first, second) == 0
+    assert largest_difference(first, other) > 0
+
+
+def test_gradient_accumulation_does_not_change_the_step() -> None:
+    """Rows differ in length, so that means of micro-batches are not the mean over the batch's tokens."""
+    whole, parts = network(), network()
+    one = train(whole)
+    four = train(parts, runtime={"micro_batch_size": 1})
+    assert largest_difference(whole, parts) < 1e-4
+    assert [step for step, _ in one.curves.train_loss] == [step for step, _ in four.curves.train_loss]
+    for (_, first), (_, second) in zip(one.curves.train_loss, four.curves.train_loss, strict=True):
+        assert first == pytest.approx(second, abs=1e-4)
+
+
+def test_the_first_training_loss_is_that_of_the_untrained_model() -> None:
+    model = network()
+    from stages.core.windows import IGNORE_INDEX  # noqa: PLC0415
+    from stages.training.data_module import TrainingBatches, plan_training  # noqa: PLC0415
+
+    batch = TrainingBatches(examples(), plan_training(20, train_parameters(), None, 1), rank=0)[0]
+    logits = model(batch.input_ids).flatten(0, 1)
+    expected = torch.nn.functional.cross_entropy(logits, batch.targets.flatten(), ignore_index=IGNORE_INDEX)
+    assert train(model).curves.train_loss[0][1] == pytest.approx(float(expected.detach()), abs=1e-5)
+
+
+def test_validation_happens_on_time_and_at_the_end() -> None:
+    trained = train(network(), held_out=7, validate_every=4)
+    assert [step for step, _ in trained.curves.validation_loss] == [4, 8, 10]
+
+
+def test_validation_without_a_period_happens_once_a_pass() -> None:
+    trained = train(network(), held_out=7)
+    assert [step for step, _ in trained.curves.validation_loss] == [5, 10]
+
+
+def test_the_best_weights_are_kept() -> None:
+    """With this learning rate the loss first falls, then explodes."""
+    model = network()
+    trained = train(
+        model, held_out=7, validate_every=1, keep="best", learning_rate=0.5, schedule="constant", warmup_steps=0, max_steps=20,
+        min_learning_rate=0.0, gradient_clip=0.0,
+    )  # fmt: skip
+    losses = dict(trained.curves.validation_loss)
+    assert losses[trained.best_step] == min(losses.values())
+    assert trained.best_step < 20
+    again = fit(model, examples(), examples(7, seed=1), train_parameters(max_steps=1, learning_rate=1e-12, min_learning_rate=0.0),
+                runtime_parameters(), lambda _metrics, _step: None)  # fmt: skip
+    assert again.curves.validation_loss[0][1] == pytest.approx(losses[trained.best_step], abs=1e-5)
+
+
+def test_patience_stops_a_training_that_no_longer_learns() -> None:
+    trained = train(network(), held_out=7, validate_every=1, patience=2, learning_rate=0.5, min_learning_rate=0.0, max_steps=200,
+                    schedule="constant")  # fmt: skip
+    assert trained.steps < 200
+
+
+def test_a_loss_that_is_no_number_stops_the_training_and_names_the_step() -> None:
+    model = network()
+    with torch.no_grad():
+        next(model.parameters())[0] = float("nan")
+    with pytest.raises(UserError, match="step 1 of 10"):
+        train(model)
+
+
+def test_bf16_learns_like_fp32() -> None:
+    exact, mixed = train(network(), max_steps=60), train(network(), max_steps=60, precision="bf16-mixed")
+    assert mixed.curves.train_loss[-1][1] == pytest.approx(exact.curves.train_loss[-1][1], abs=0.1)
+    assert exact.curves.train_loss[-1][1] < exact.curves.train_loss[0][1] / 2
+
+
+def test_a_precision_that_the_device_lacks_is_told_in_one_line() -> None:
+    with pytest.raises(UserError, match="16-mixed"):
+        train(network(), precision="16-mixed")
+
+
+def test_two_devices_learn_what_one_learns() -> None:
+    one, two = network(), network()
+    train(one)
+    trained = train(two, runtime={"devices": 2, "strategy": "ddp_fork"})
+    assert trained.steps == 10
+    # Forked processes train a copy of the weights, so that only what they report can be compared.
+    alone = train(network()).curves
+    assert trained.curves.train_loss == pytest.approx(alone.train_loss) or trained.curves.train_loss == []
