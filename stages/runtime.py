@@ -18,8 +18,8 @@ class RuntimeParameters(ParameterModel):
     """Devices on each machine. They share the global batch: more devices do not make it larger."""
     num_nodes: Count
     """Machines that train together."""
-    strategy: str
-    """Lightning's strategy: auto, ddp, ..."""
+    strategy: Literal["auto", "ddp"]
+    """How devices train together; auto takes ddp where there are several."""
     micro_batch_size: Count | None
     """Examples that one device computes at once; null takes its whole share of the batch. Lower it when memory runs out:
     gradients are accumulated, so that the global batch stays what train.batch_size says."""

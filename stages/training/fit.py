@@ -8,6 +8,7 @@ from typing import Any
 
 import lightning
 import torch
+from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.callbacks import EarlyStopping
 
 from stages.core.examples import Examples
@@ -67,7 +68,8 @@ def fit(
     if validation is not None and parameters.keep == "best":
         callbacks.append(best)
     if validation is not None and parameters.patience is not None:
-        callbacks.append(EarlyStopping("validation_loss", patience=parameters.patience))
+        patience = EarlyStopping("validation_loss", patience=parameters.patience, check_on_train_epoch_end=False)
+        callbacks.append(patience)
     trainer = lightning.Trainer(
         **machine,
         callbacks=callbacks,
@@ -112,18 +114,23 @@ def _world_size(machine: dict[str, Any]) -> int:
     """Ask Lightning how many devices these settings stand for, over all machines.
 
     Raises:
-        UserError: Lightning does not know a setting, or this machine lacks what it asks for.
+        UserError: this machine lacks what a setting asks for.
     """
+    asked = ", ".join(f"{key}: {machine[key]}" for key in ("accelerator", "devices", "strategy", "precision"))
     try:
-        return lightning.Trainer(**machine, enable_progress_bar=False).world_size
-    except (ValueError, RuntimeError, lightning.fabric.utilities.exceptions.MisconfigurationException) as error:
-        chosen = ", ".join(f"{key}: {machine[key]}" for key in ("accelerator", "devices", "strategy", "precision"))
-        message = f"params.yaml: runtime and train.precision: this machine cannot train with {chosen}: {error}"
-        raise UserError(message) from None
+        trainer = lightning.Trainer(**machine, enable_progress_bar=False)
+    except (ValueError, RuntimeError) as error:
+        raise UserError(f"params.yaml: this machine cannot train with {asked}: {error}") from None
+    if machine["precision"] == "16-mixed" and isinstance(trainer.accelerator, CPUAccelerator):
+        raise UserError(
+            f"params.yaml: this machine cannot train with {asked}: a CPU has bf16-mixed instead of 16-mixed"
+        )
+    return trainer.world_size
 
 
 def _quieten() -> None:
     """Silence what Lightning says of choices that were made on purpose."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", ".*AMP with fp16 is not supported on CPU.*")
     warnings.filterwarnings("ignore", ".*does not have many workers.*")
     warnings.filterwarnings("ignore", ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*")

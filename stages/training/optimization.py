@@ -94,7 +94,7 @@ def learning_rate_factor(step: int, parameters: TrainParameters, total_steps: in
 
 
 def build_optimizer(network: nn.Module, parameters: TrainParameters) -> torch.optim.Optimizer:
-    """Build the optimiser in its fused form, with weight decay on matrices alone."""
+    """Build the optimiser, fused where it can be, with weight decay on matrices alone."""
     trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
     groups = [
         {
@@ -105,4 +105,6 @@ def build_optimizer(network: nn.Module, parameters: TrainParameters) -> torch.op
     ]
     optimizer = torch.optim.Adam if parameters.optimizer == "adam" else torch.optim.AdamW
     beta1, beta2 = parameters.betas
-    return optimizer(groups, lr=parameters.learning_rate, betas=(beta1, beta2), fused=True)
+    # The fused form would unscale float16 gradients by itself, after they are clipped.
+    fused = parameters.precision != "16-mixed"
+    return optimizer(groups, lr=parameters.learning_rate, betas=(beta1, beta2), fused=fused)

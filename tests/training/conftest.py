@@ -35,7 +35,7 @@ def train_parameters(**changed: Any) -> TrainParameters:
 
 
 def runtime_parameters(**changed: Any) -> RuntimeParameters:
-    values: dict[str, Any] = {name: None for name in RuntimeParameters.model_fields}
+    values: dict[str, Any] = dict.fromkeys(RuntimeParameters.model_fields)
     values |= {
         "accelerator": "cpu",
         "devices": 1,

@@ -9,7 +9,7 @@ from tests.training.conftest import examples, network, runtime_parameters, train
 
 def largest_difference(one: Transformer, other: Transformer) -> float:
     pairs = zip(one.parameters(), other.parameters(), strict=True)
-    return max(float((first - second).abs().max()) for first, second in pairs)
+    return max(float((first - second).detach().abs().max()) for first, second in pairs)
 
 
 def test_training_again_gives_the_same_weights_and_another_seed_does_not() -> None:
@@ -91,13 +91,3 @@ def test_bf16_learns_like_fp32() -> None:
 def test_a_precision_that_the_device_lacks_is_told_in_one_line() -> None:
     with pytest.raises(UserError, match="16-mixed"):
         train(network(), precision="16-mixed")
-
-
-def test_two_devices_learn_what_one_learns() -> None:
-    one, two = network(), network()
-    train(one)
-    trained = train(two, runtime={"devices": 2, "strategy": "ddp_fork"})
-    assert trained.steps == 10
-    # Forked processes train a copy of the weights, so that only what they report can be compared.
-    alone = train(network()).curves
-    assert trained.curves.train_loss == pytest.approx(alone.train_loss) or trained.curves.train_loss == []

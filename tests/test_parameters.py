@@ -1,0 +1,84 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stages.core.parameter_model import ParameterModel
+from stages.core.transformer import ModelParameters
+from stages.errors import UserError
+from stages.evaluate import EvaluateParameters
+from stages.parameters import read_all, read_section
+from stages.runtime import RuntimeParameters
+from stages.training.optimization import TrainParameters
+
+TOY = Path(__file__).parents[1] / "presets/toy.yaml"
+SECTIONS: dict[str, type[ParameterModel]] = {
+    "model": ModelParameters, "train": TrainParameters, "evaluate": EvaluateParameters, "runtime": RuntimeParameters,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_the_toy_has_every_key_of_a_section_in_its_order(section: str) -> None:
+    parameters = read_section(section, SECTIONS[section], TOY)
+    assert list(read_all(TOY)[section]) == list(type(parameters).model_fields)
+
+
+def edited(folder: Path, old: str, new: str) -> Path:
+    text = TOY.read_text()
+    assert old in text
+    path = folder / "params.yaml"
+    path.write_text(text.replace(old, new, 1))
+    return path
+
+
+CASES = [
+    ("learning_rate: 0.1", "learning_rat: 0.1", ["unknown key train.learning_rat", "did you mean 'learning_rate'"]),
+    ("learning_rate: 0.1", "learning_rate: fast", ["train.learning_rate", "found 'fast'"]),
+    ("learning_rate: 0.1", "learning_rate: 0", ["train.learning_rate", "greater than 0", "found 0"]),
+    ("learning_rate: 0.1", "learning_rate: .nan", ["train.learning_rate", "finite"]),
+    ("learning_rate: 0.1", "learning_rate: .inf", ["train.learning_rate", "finite"]),
+    ("batch_size: 1\n", "batch_size: -1\n", ["train.batch_size", "found -1"]),
+    ("batch_size: 1\n", "batch_size: 1.5\n", ["train.batch_size", "integer", "found 1.5"]),
+    ("batch_size: 1\n", "batch_size: true\n", ["train.batch_size", "found True"]),
+    ("optimizer: adam", "optimizer: sgd", ["train.optimizer", "'adam' or 'adamw'", "found 'sgd'"]),
+    ("max_steps: null", "max_steps: 5", ["train: exactly one of epochs and max_steps"]),
+    ("  - 0.999\n", "", ["train.betas", "at least 2 items"]),
+    ("  seed: 42\n", "", ["train.seed is missing"]),
+    ("train:\n", "training:\n", ["the section 'train:' is missing"]),
+]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "told"), CASES, ids=[new.strip() or f"no {old.strip()}" for old, new, _ in CASES]
+)
+def test_a_wrong_value_is_told_with_its_key(tmp_path: Path, old: str, new: str, told: list[str]) -> None:
+    path = edited(tmp_path, old, new)
+    with pytest.raises(UserError) as error:
+        read_section("train", TrainParameters, path)
+    for part in [str(path), *told]:
+        assert part in str(error.value)
+
+
+@pytest.mark.parametrize("text", ["a: [", "- 1", "", "\x00"])
+def test_what_is_no_parameter_file_is_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError, match=r"params\.yaml"):
+        read_all(path)
+
+
+@given(st.floats(min_value=1e-9, max_value=1e3))
+def test_numbers_are_read_as_dvc_reads_them(value: float) -> None:
+    """DVC writes 1.0e-05 and reads 1e-5; a YAML 1.1 reader takes the latter for text."""
+    import tempfile  # noqa: PLC0415 - hypothesis does not reset pytest's tmp_path
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = edited(Path(folder), "learning_rate: 0.1", f"learning_rate: {value!r}")
+        assert read_section("train", TrainParameters, path).learning_rate == value
+
+
+def test_an_integer_is_a_valid_float(tmp_path: Path) -> None:
+    parameters: Any = read_section("train", TrainParameters, edited(tmp_path, "learning_rate: 0.1", "learning_rate: 1"))
+    assert parameters.learning_rate == 1.0
