@@ -132,12 +132,16 @@ def log_evaluation(
         client.set_terminated(run_id)
 
 
+def _one_at_a_time() -> FileLock:
+    """Keep processes of this workspace apart where MLflow breaks: two that create one SQLite store, or one dataset."""
+    return FileLock(project_root() / "mlflow.db.lock")
+
+
 def _open_store() -> tuple[MlflowClient, str]:
     """Connect to the store and find the experiment, creating both where they are new."""
     root = project_root()
     uri = tracking_uri()
-    # Two processes that create one SQLite store at the same time break it for good.
-    with FileLock(root / "mlflow.db.lock"):
+    with _one_at_a_time():
         client = MlflowClient(uri)
         name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or root.name
         experiment = client.get_experiment_by_name(name)
@@ -160,7 +164,8 @@ def _create_run(client: MlflowClient, experiment_id: str, provenance: Provenance
     source = json.dumps({"uri": str(dataset_path)})
     profile = (dataset_path / "metadata.json").read_text(encoding="utf-8")
     dataset = Dataset(dataset_path.name, digest, source_type="local", source=source, profile=profile)
-    client.log_inputs(run.info.run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])])
+    with _one_at_a_time():
+        client.log_inputs(run.info.run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])])
     remember_run_name(provenance.fingerprint, run.info.run_name)
     return run
 
