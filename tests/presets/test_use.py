@@ -1,0 +1,119 @@
+"""Taking a preset makes its data, and never loses a params.yaml."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from presets.use import main
+from stages.errors import UserError
+
+ROOT = Path(__file__).parents[2]
+GIT = ("git", "-c", "user.name=test", "-c", "user.email=test@example.com")
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Give a project's folder, with the toy committed, as the working folder."""
+    shutil.copytree(ROOT / "presets", tmp_path / "presets")
+    (tmp_path / "data").mkdir()
+    shutil.copy(tmp_path / "presets" / "toy.yaml", tmp_path / "params.yaml")
+    for arguments in (["init", "--quiet"], ["add", "."], ["commit", "--quiet", "--no-gpg-sign", "--message=toy"]):
+        subprocess.run([*GIT, *arguments], cwd=tmp_path, check=True)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def use(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
+    """Call the command."""
+    monkeypatch.setattr(sys, "argv", ["presets.use", *arguments])
+    main()
+
+
+def saved(project: Path) -> dict[str, str]:
+    """Return what was saved, by name."""
+    return {path.name: path.read_text() for path in sorted(project.glob("params.saved*"))}
+
+
+def test_addition_with_its_data(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A params.yaml that a preset or the last commit has needs no copy."""
+    use(monkeypatch, "addition")
+    assert (project / "params.yaml").read_bytes() == (project / "presets" / "addition.yaml").read_bytes()
+    assert (project / "data" / "addition.csv").exists()
+    assert "params.yaml is now presets/addition.yaml" in capsys.readouterr().out
+    use(monkeypatch, "toy")
+    assert saved(project) == {}
+
+
+def test_a_file_of_the_users_is_saved_each_time(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Different files get different names; equal ones share one."""
+    for content in ("first: 1\n", "second: 2\n", "first: 1\n", "third: 3\n"):
+        (project / "params.yaml").write_text(content)
+        use(monkeypatch, "addition")
+    assert saved(project) == {
+        "params.saved.yaml": "first: 1\n",
+        "params.saved-2.yaml": "second: 2\n",
+        "params.saved-3.yaml": "third: 3\n",
+    }
+    assert "to go back type: cp params.saved-3.yaml params.yaml" in capsys.readouterr().out
+
+
+def test_a_committed_file_is_not_saved(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Git has it."""
+    (project / "params.yaml").write_text("mine: 1\n")
+    subprocess.run([*GIT, "commit", "--quiet", "--no-gpg-sign", "--all", "--message=mine"], cwd=project, check=True)
+    use(monkeypatch, "addition")
+    assert saved(project) == {}
+
+
+def test_without_git_and_without_a_file(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A download without git has nothing committed: the file is saved; an absent one cannot be."""
+    shutil.rmtree(project / ".git")
+    (project / "params.yaml").write_text("mine: 1\n")
+    use(monkeypatch, "addition")
+    assert saved(project) == {"params.saved.yaml": "mine: 1\n"}
+    (project / "params.yaml").unlink()
+    use(monkeypatch, "toy")
+    assert (project / "params.yaml").read_bytes() == (project / "presets" / "toy.yaml").read_bytes()
+
+
+def test_a_text_for_characters(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without one the error says what to type; once made, the CSV stays until another text is named."""
+    before = (project / "params.yaml").read_bytes()
+    with pytest.raises(UserError, match=r"make repro PRESET=characters TEXT=path/to/input\.txt"):
+        use(monkeypatch, "characters")
+    assert (project / "params.yaml").read_bytes() == before
+    (project / "input.txt").write_text("one\n\ntwo\n")
+    use(monkeypatch, "characters", "--text", "input.txt")
+    assert (project / "data" / "text.csv").read_text() == "text\none\ntwo\n"
+    use(monkeypatch, "gpt2")
+    assert (project / "data" / "text.csv").read_text() == "text\none\ntwo\n"
+    assert (project / "params.yaml").read_bytes() == (project / "presets" / "gpt2.yaml").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["adition"], "no preset 'adition'; did you mean addition"),
+        (["xyz"], "no preset 'xyz'; allowed: addition, characters, gpt2, toy"),
+        (["toy", "--text", "input.txt"], "the preset toy reads no text"),
+    ],
+)
+@pytest.mark.usefixtures("project")
+def test_mistakes(monkeypatch: pytest.MonkeyPatch, arguments: list[str], complaint: str) -> None:
+    """What was meant is guessed."""
+    with pytest.raises(UserError, match=complaint):
+        use(monkeypatch, *arguments)
+
+
+def test_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Outside of the project nothing is written."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="run from the project's folder"):
+        use(monkeypatch, "toy")
