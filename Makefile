@@ -49,9 +49,11 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/installed: requirements.lock | $(VENV)/bin/python
-	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.lock
+	@echo 'Installing requirements.lock into $(VENV): some minutes, once.'
+	@$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.lock
 	@touch $@
 
 $(VENV)/installed-dev: requirements-dev.lock | $(VENV)/installed
-	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-dev.lock
+	@echo 'Installing requirements-dev.lock into $(VENV).'
+	@$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-dev.lock
 	@touch $@

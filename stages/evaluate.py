@@ -12,7 +12,7 @@ from pydantic import Field
 
 from stages import command_line
 from stages.artifacts.metrics_json import write_json
-from stages.artifacts.model_weights import SavedModel, read_model, read_provenance
+from stages.artifacts.model_weights import SavedModel, read_model
 from stages.artifacts.table_csv import write_table
 from stages.artifacts.token_shards import DATASET_FOLDER, DatasetMetadata, SplitMetadata, read_metadata
 from stages.artifacts.vocabulary_json import read_vocabulary
@@ -33,7 +33,7 @@ from stages.core.windows import IGNORE_INDEX
 from stages.dataset import open_examples
 from stages.errors import UserError
 from stages.parameters import read_section
-from stages.provenance import stage_provenance
+from stages.provenance import read_provenance, stage_provenance
 from stages.runtime import RuntimeParameters
 from stages.tracking import log_evaluation
 

@@ -8,11 +8,12 @@ from pathlib import Path
 from tokenizers.decoders import DecodeStream
 
 from stages import command_line
-from stages.artifacts.model_weights import MODEL_FOLDER, read_model
+from stages.artifacts.model_weights import read_model
 from stages.artifacts.vocabulary_json import VOCABULARY_FILE, read_vocabulary
 from stages.core.generation import Sampling, generate, stream
 from stages.core.vocabulary import Vocabulary
 from stages.errors import UserError
+from stages.provenance import MODEL_FOLDER
 
 BATCH_SIZE = 32
 

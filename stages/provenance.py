@@ -8,10 +8,14 @@ from typing import Any
 import pydantic
 from ruamel.yaml import YAML
 
+from stages.artifacts.metrics_json import read_json
+from stages.errors import UserError
 from stages.parameters import read_all
 
+MODEL_FOLDER = Path("data/model")
+PROVENANCE_FILE = "provenance.json"
 # A folder is known by the file in it that says what it holds: the data beside that may be larger than memory.
-FOLDER_FILES = ("metadata.json", "provenance.json")
+FOLDER_FILES = ("metadata.json", PROVENANCE_FILE)
 
 
 class Provenance(pydantic.BaseModel):
@@ -40,6 +44,19 @@ def stage_provenance(stage: str) -> Provenance:
     }
     canonical = json.dumps(inputs, sort_keys=True, ensure_ascii=True).encode()
     return Provenance(fingerprint=hashlib.sha256(canonical).hexdigest()[:16], **inputs)
+
+
+def read_provenance(folder: Path = MODEL_FOLDER) -> Provenance:
+    """Read what a model was made from.
+
+    Raises:
+        UserError: the file is absent or damaged.
+    """
+    path = folder / PROVENANCE_FILE
+    try:
+        return Provenance.model_validate(read_json(path))
+    except pydantic.ValidationError as error:
+        raise UserError(f"{path}: not a model's provenance: {error.errors()[0]['msg']}") from None
 
 
 def _md5(path: Path) -> str:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from stages import command_line
 from stages.artifacts.metrics_json import read_json
-from stages.artifacts.model_weights import MODEL_FOLDER, PROVENANCE
+from stages.provenance import MODEL_FOLDER, read_provenance
 from stages.run_names import run_name
 
 FIGURES = {
@@ -19,7 +19,7 @@ def main() -> None:
     """Print the summary."""
     command_line.command_parser(__doc__).parse_args()
     metrics = read_json(Path("metrics/evaluate.json"))
-    fingerprint = read_json(MODEL_FOLDER / PROVENANCE)["fingerprint"]
+    fingerprint = read_provenance().fingerprint
     lines = [("model", f"{MODEL_FOLDER}/"), ("scored on", f"{metrics['rows']:,} {metrics['split']} rows")]
     lines += [(label, f"{metrics[name]:.4f}") for name, label in FIGURES.items() if name in metrics]
     lines += [("MLflow run", run_name(fingerprint) or "trained elsewhere")]

@@ -7,7 +7,7 @@ import lightning
 
 from stages import command_line
 from stages.artifacts.metrics_json import write_json
-from stages.artifacts.model_weights import MODEL_FOLDER, SavedModel, write_model
+from stages.artifacts.model_weights import SavedModel, write_model
 from stages.artifacts.table_csv import write_table
 from stages.artifacts.token_shards import DATASET_FOLDER, read_metadata
 from stages.artifacts.vocabulary_json import VOCABULARY_FILE
@@ -15,7 +15,7 @@ from stages.core.transformer import ModelParameters, Transformer, TransformerCon
 from stages.dataset import open_examples
 from stages.errors import UserError
 from stages.parameters import read_section
-from stages.provenance import stage_provenance
+from stages.provenance import MODEL_FOLDER, stage_provenance
 from stages.runtime import RuntimeParameters
 from stages.tracking import start_training_run
 from stages.training.fit import Trained, fit

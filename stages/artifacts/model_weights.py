@@ -12,10 +12,9 @@ from stages.artifacts.atomic import atomic_file
 from stages.artifacts.metrics_json import read_json, write_json
 from stages.core.transformer import Transformer, TransformerConfig
 from stages.errors import UserError
-from stages.provenance import Provenance
+from stages.provenance import MODEL_FOLDER, PROVENANCE_FILE, Provenance
 
-MODEL_FOLDER = Path("data/model")
-WEIGHTS, CONFIG, PROVENANCE = "model.safetensors", "config.json", "provenance.json"
+WEIGHTS, CONFIG = "model.safetensors", "config.json"
 
 # With tied embeddings the output layer's weight is the embedding's, which is stored once.
 TIED = "output.weight"
@@ -51,7 +50,7 @@ def write_model(folder: Path, model: SavedModel, provenance: Provenance) -> None
         del weights[TIED]
     config = ModelConfig(architecture=network.config, prompts_end_with_eos=model.prompts_end_with_eos)
     write_json(folder / CONFIG, config.model_dump())
-    write_json(folder / PROVENANCE, provenance.model_dump())
+    write_json(folder / PROVENANCE_FILE, provenance.model_dump())
     with atomic_file(folder / WEIGHTS) as file:
         file.write(save(weights))
 
@@ -82,15 +81,3 @@ def read_model(folder: Path = MODEL_FOLDER) -> SavedModel:
         raise UserError(f"{path}: does not fit {CONFIG} beside it: {str(error).splitlines()[-1].strip()}") from None
     network.eval().requires_grad_(requires_grad=False)
     return SavedModel(network, config.prompts_end_with_eos)
-
-
-def read_provenance(folder: Path = MODEL_FOLDER) -> Provenance:
-    """Read what a model was made from.
-
-    Raises:
-        UserError: the file is absent or damaged.
-    """
-    try:
-        return Provenance.model_validate(read_json(folder / PROVENANCE))
-    except pydantic.ValidationError as error:
-        raise UserError(f"{folder / PROVENANCE}: not a model's provenance: {error.errors()[0]['msg']}") from None
