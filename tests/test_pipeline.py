@@ -56,9 +56,6 @@ PARAMETERS = [
     ("d_model: 2", "d_model: 4", TRAIN_ON),
     ("learning_rate: 0.1", "learning_rate: 0.05", TRAIN_ON),
     ("samples: 20", "samples: 1", ["evaluate"]),
-    ("loader_workers: 0", "loader_workers: 1", []),
-    ("threads: null", "threads: 1", []),
-    ("  # The highest learning rate.\n", "  # Another comment.\n", []),
 ]
 
 
@@ -68,29 +65,44 @@ def test_a_parameter_reruns_only_its_stages(edited: Project, old: str, new: str,
     assert edited.stages_run("repro") == stages
 
 
+def test_what_does_not_bear_on_the_result_reruns_nothing(edited: Project) -> None:
+    edited.replace("params.yaml", "loader_workers: 0", "loader_workers: 1")
+    edited.replace("params.yaml", "  # The highest learning rate.\n", "  # Another comment.\n")
+    edited.replace("params.yaml", "learning_rate: 0.1", "learning_rate: 1e-1")
+    for path in ("stages/generate.py", "stages/summary.py", "tests/conftest.py", "README.md"):
+        append_comment(edited, path)
+    assert edited.stages_run("repro") == []
+
+
 FILES = [
     ("stages/build_vocabulary.py", ALL[:1]),
-    ("stages/build_dataset.py", ALL[1:2]),
-    ("stages/train.py", TRAIN_ON),
+    ("stages/core/rows.py", ALL[1:2]),
     ("stages/training/history.py", TRAIN_ON),
-    ("stages/evaluate.py", ALL[3:]),
-    ("stages/core/split.py", ALL),
-    ("stages/core/transformer.py", TRAIN_ON),
     ("stages/core/generation.py", ALL[3:]),
-    ("stages/artifacts/prompts_csv.py", ALL[:2]),
-    ("stages/tracking.py", TRAIN_ON),
-    ("stages/generate.py", []),
-    ("stages/summary.py", []),
-    ("tests/conftest.py", []),
-    ("README.md", []),
 ]
 
 
 @pytest.mark.parametrize(("path", "stages"), FILES, ids=[path for path, _ in FILES])
 def test_a_source_file_reruns_the_stages_that_import_it(edited: Project, path: str, stages: list[str]) -> None:
-    with (edited.folder / path).open("a") as file:
-        file.write("\n# Edited.\n")
+    append_comment(edited, path)
     assert edited.stages_run("repro") == stages
+
+
+SHARED_FILES = [
+    ("stages/core/split.py", ALL),
+    ("stages/core/vocabulary.py", ALL),
+    ("stages/core/transformer.py", TRAIN_ON),
+    ("stages/artifacts/prompts_csv.py", ALL[:2]),
+    ("stages/artifacts/token_shards.py", DATASET_ON),
+    ("stages/tracking.py", TRAIN_ON),
+    ("stages/parameters.py", ALL),
+]
+
+
+@pytest.mark.parametrize(("path", "stages"), SHARED_FILES, ids=[path for path, _ in SHARED_FILES])
+def test_dvc_sees_an_edit_in_every_stage_that_imports_the_file(edited: Project, path: str, stages: list[str]) -> None:
+    append_comment(edited, path)
+    assert list(json.loads(edited.run("dvc", "status", "--json").stdout)) == stages
 
 
 def test_a_new_row_reruns_everything(edited: Project) -> None:
@@ -156,6 +168,11 @@ def test_a_mistake_is_one_line_without_a_traceback(edited: Project) -> None:
     assert failed.returncode != 0
     assert "did you mean 'learning_rate'" in failed.stderr
     assert "Traceback" not in failed.stderr + failed.stdout
+
+
+def append_comment(project: Project, path: str) -> None:
+    with (project.folder / path).open("a") as file:
+        file.write("\n# Edited.\n")
 
 
 def store(project: Project) -> sqlite3.Connection:

@@ -1,0 +1,112 @@
+"""Figures that can be known without the code: by hand, by symmetry, or because nothing but the batch size changed."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from stages.artifacts.model_weights import SavedModel
+from stages.artifacts.token_shards import SplitMetadata
+from stages.core.examples import Examples
+from stages.core.transformer import Transformer
+from stages.core.vocabulary import VocabularyParameters, build_vocabulary
+from stages.core.windows import DatasetParameters, RowSpans
+from stages.errors import UserError
+from stages.evaluate import EvaluateParameters, check_fit, complete_rows, describe, score, summarise, write_samples
+from tests.training.conftest import EOS_ID, VOCABULARY_SIZE, examples, network
+
+
+def saved(model: Transformer) -> SavedModel:
+    return SavedModel(model.eval().requires_grad_(requires_grad=False), prompts_end_with_eos=True)
+
+
+def parameters(**changed: Any) -> EvaluateParameters:
+    return EvaluateParameters(**{"batch_size": 4, "max_new_tokens": None, "samples": 3} | changed)
+
+
+def metadata(text_bytes: int = 100) -> SplitMetadata:
+    return SplitMetadata(rows=20, tokens=120, scored_tokens=100, scored_bytes=text_bytes)
+
+
+@pytest.mark.parametrize("packing", ["rows", "stream"])
+def test_the_batch_size_changes_no_figure(packing: str) -> None:
+    model = saved(network())
+    split = examples(packing=packing)
+    figures = [summarise(score(model, split, size), metadata(), []) for size in (1, 3, 64)]
+    assert figures[0] == figures[1] == figures[2]
+
+
+def test_a_model_that_knows_nothing_hesitates_between_all_tokens() -> None:
+    model = network(tie_embeddings=False)
+    with torch.no_grad():
+        model.output.weight.zero_()
+    scores = score(saved(model), examples(), 4)
+    figures = summarise(scores, metadata(text_bytes=scores.tokens), [])
+    assert figures["perplexity"] == pytest.approx(VOCABULARY_SIZE, rel=1e-5)
+    assert figures["loss"] == pytest.approx(math.log(VOCABULARY_SIZE), rel=1e-5)
+    assert figures["bits_per_byte"] == pytest.approx(math.log2(VOCABULARY_SIZE), rel=1e-5)
+
+
+def test_every_target_is_counted_once_overall_and_by_position() -> None:
+    split = examples()
+    scores = score(saved(network()), split, 4)
+    tokens = int(split.spans.row_offsets[-1])
+    assert scores.tokens == int(scores.tokens_by_position.sum()) == sum(scores.pairs.values()) == tokens - 20
+    right = sum(count for (target, predicted), count in scores.pairs.items() if target == predicted)
+    assert scores.correct == int(scores.correct_by_position.sum()) == right
+
+
+def test_a_completion_is_right_only_with_its_end() -> None:
+    """The model always says 3, then ends: right for the first and the third row; the second goes on."""
+    rows = [[0, 1, EOS_ID, 3, EOS_ID], [0, 1, EOS_ID, 3, 4, EOS_ID], [2, EOS_ID, 3, EOS_ID]]
+    offsets = np.cumsum([0, *map(len, rows)])
+    spans = RowSpans(offsets, np.array([3, 8, 13]))
+    packing = DatasetParameters(packing="rows", loss_on="all", stride=None)
+    split = Examples(np.concatenate(rows), spans, packing, context_length=8, eos_id=EOS_ID)
+    model = network(tie_embeddings=False, output_bias=True)
+    with torch.no_grad():
+        # The last layer's bias says 3, unless the token that is read is 3: then its embedding says <EOS>.
+        model.output.weight.zero_()
+        model.output.bias[3] = 1
+        model.embedding.weight.zero_()
+        model.embedding.weight[3, 0] = 100
+        model.output.weight[EOS_ID, 0] = 10
+        for name, parameter in model.named_parameters():
+            if name.endswith(("projection.weight", "down.weight", "position_table")):
+                parameter.zero_()
+    samples = complete_rows(saved(model), split, EOS_ID, parameters())
+    assert [sample.completion for sample in samples] == [[3], [3], [3]]
+    assert [sample.exact for sample in samples] == [True, False, True]
+
+
+def test_plain_text_has_samples_but_no_completion_figures() -> None:
+    model = saved(network())
+    split = examples()
+    samples = complete_rows(model, split, EOS_ID, parameters(samples=2))
+    assert len(samples) == 2
+    assert not [name for name in summarise(score(model, split, 4), metadata(), samples) if "completion" in name]
+
+
+def test_a_model_and_a_vocabulary_of_different_runs_are_refused() -> None:
+    words = VocabularyParameters(tokenizer="word", size=8000, unknown_token=False)
+    with pytest.raises(UserError, match="found 3 tokens, but data/model/ was trained with 11"):
+        check_fit(saved(network()), build_vocabulary(words, [["a b"]]))
+
+
+def test_scoring_training_rows_is_said() -> None:
+    assert "trained on" in describe({"split": "train", "rows": 2, "loss": 0.1})
+    assert "trained on" not in describe({"split": "test", "rows": 2, "loss": 0.1})
+
+
+def test_samples_are_readable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    characters = VocabularyParameters(tokenizer="character", size=8000, unknown_token=False)
+    vocabulary = build_vocabulary(characters, [["0123456789"]])
+    samples = complete_rows(saved(network()), examples(), EOS_ID, parameters(samples=2))
+    write_samples(samples, vocabulary)
+    lines = (tmp_path / "metrics/samples.csv").read_text().splitlines()
+    assert lines[0] == "prompt,expected,completion,exact_match"
+    assert len(lines) == 3
