@@ -11,7 +11,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 .PHONY: help repro test ui lock clean
 
 help: ## Show this list.
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1|\2/' | column -t -s '|'
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 repro: $(VENV)/installed ## Run the pipeline; PRESET=toy|addition|characters|gpt2 takes that preset (TEXT=file for characters).
 ifneq ($(PRESET),)

@@ -3,7 +3,6 @@
 from typing import Any
 
 import numpy as np
-import pytest
 import torch
 
 from stages.core.examples import Examples
@@ -16,12 +15,6 @@ from stages.training.optimization import TrainParameters
 CONTEXT_LENGTH = 8
 VOCABULARY_SIZE = 11
 EOS_ID = 10
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    """Several test processes with several threads each get in each other's way."""
-    torch.set_num_threads(1)
 
 
 def train_parameters(**changed: Any) -> TrainParameters:

@@ -1,6 +1,0 @@
-"""What the tests of the core share."""
-
-import torch
-
-# The models here are tiny and pytest runs in several processes: more threads would wait for each other.
-torch.set_num_threads(1)
