@@ -45,6 +45,7 @@ class TrainingRun:
     """A running MLflow run. Metrics are sent by a thread of their own, many at a time, so that no step waits for them."""
 
     def __init__(self, client: MlflowClient, run: Run) -> None:
+        self.id: str = run.info.run_id
         self.name: str = run.info.run_name
         self._client = client
         self._run_id: str = run.info.run_id

@@ -37,9 +37,22 @@ class LanguageModel(lightning.LightningModule):
 
     def take_nats(self) -> float:
         """Return the sum of the training losses since the last call, over all devices, in nats."""
-        total = self._sum_over_devices(torch.stack(self._nats).cpu().double().sum())
+        nats = torch.stack(self._nats) if self._nats else torch.zeros(())
+        total = self._sum_over_devices(nats.cpu().double().sum())
         self._nats = []
         return total
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Save the losses of every device since the last call of ``take_nats``."""
+        nats = torch.stack(self._nats) if self._nats else torch.zeros(0, device=self.device)
+        checkpoint["nats"] = self.all_gather(nats).reshape(self.trainer.world_size, -1)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on with this device's losses; with another number of devices, the first one takes them all."""
+        nats = checkpoint["nats"].to(self.trainer.strategy.root_device)
+        rank = self.trainer.global_rank
+        rows = nats if len(nats) == self.trainer.world_size else nats.reshape(1, -1)
+        self._nats = list(rows[rank]) if rank < len(rows) else []
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Count the loss of one batch of the validation split."""
