@@ -35,7 +35,7 @@ from stages.errors import UserError
 from stages.parameters import read_section
 from stages.provenance import read_provenance, stage_provenance
 from stages.runtime import RuntimeParameters
-from stages.tracking import log_evaluation
+from stages.tracking import check_store, log_evaluation
 
 METRICS_FILE = Path("metrics/evaluate.json")
 SAMPLES_FILE = Path("metrics/samples.csv")
@@ -91,6 +91,9 @@ def main() -> None:
     argparse.ArgumentParser(prog="python -m stages.evaluate", description=__doc__).parse_args()
     parameters = read_section("evaluate", EvaluateParameters)
     runtime = read_section("runtime", RuntimeParameters)
+    required = runtime.tracking == "required"
+    if required:
+        check_store()
     model = read_model()
     vocabulary = read_vocabulary()
     metadata = read_metadata()
@@ -106,7 +109,7 @@ def main() -> None:
     write_plots(scores, vocabulary)
     provenance = stage_provenance("evaluate")
     paths = [METRICS_FILE, SAMPLES_FILE, POSITIONS_FILE, CONFUSIONS_FILE]
-    log_evaluation(read_provenance(), provenance, DATASET_FOLDER, metrics, paths)
+    log_evaluation(read_provenance(), provenance, DATASET_FOLDER, metrics, paths, required=required)
     print(describe(metrics))
 
 

@@ -6,6 +6,7 @@ a function: this module knows no MLflow.
 """
 
 import json
+import os
 import queue
 import shutil
 import threading
@@ -21,7 +22,6 @@ from stages.run_names import project_root
 FOLDER = Path(".runs/unsent")
 BATCH = 1000  # points in one request, the most that MLflow takes
 RETRY_SECONDS = 10.0
-_WAITING = 100_000  # points in memory; more go to the disk at once
 
 
 class Point(NamedTuple):
@@ -75,6 +75,10 @@ class Outbox:
     def folder(self) -> Path:
         """Return where it lies."""
         return self._folder
+
+    def touch(self) -> None:
+        """Show that the run's process lives."""
+        os.utime(self._folder)
 
     def keep(self, points: Sequence[Point]) -> None:
         """Add points, to be sent another time."""
@@ -139,12 +143,8 @@ class Sender:
         self._thread.start()
 
     def put(self, point: Point) -> None:
-        """Take a point; returns at once."""
-        if self._queue.qsize() >= _WAITING:
-            self._kept = True
-            self._outbox.keep([point])
-        else:
-            self._queue.put(point)
+        """Take a point; returns at once. What waits in memory is at most what a curve holds, as one batch is sent."""
+        self._queue.put(point)
 
     def close(self) -> bool:
         """Send what is left and tell whether all could be sent."""
@@ -162,6 +162,7 @@ class Sender:
             self._deliver([point for point in taken if point is not None], try_now=not more)
 
     def _deliver(self, points: list[Point], *, try_now: bool) -> None:
+        self._outbox.touch()
         if not (try_now or self._failed_at + RETRY_SECONDS <= time.monotonic()):
             self._outbox.keep(points)
             return

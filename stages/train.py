@@ -31,7 +31,9 @@ VALIDATION_CURVE = Path("metrics/plots/validation_loss.csv")
 def main() -> None:
     """Train as params.yaml says."""
     parser = argparse.ArgumentParser(prog="python -m stages.train", description=__doc__)
-    parser.add_argument("--restart", action="store_true", help="do not go on from a checkpoint: train from the first step")
+    parser.add_argument(
+        "--restart", action="store_true", help="do not go on from a checkpoint: train from the first step"
+    )
     options = parser.parse_args()
     model_parameters = read_section("model", ModelParameters)
     parameters = read_section("train", TrainParameters)
@@ -50,8 +52,10 @@ def main() -> None:
     with checkpoints.held():
         if options.restart:
             checkpoints.restart()
-        with start_training_run(provenance, DATASET_FOLDER, checkpoints.run_id) as run:
-            checkpoints.remember_run(run.id)
+        required = runtime.tracking == "required"
+        with start_training_run(provenance, DATASET_FOLDER, checkpoints.run_id, required=required) as run:
+            if run.id is not None:
+                checkpoints.remember_run(run.id)
             print(f"MLflow run: {run.name}")
             trained = fit(network, training, validation, parameters, runtime, run.log_metrics, checkpoints)
             write_curves(trained.curves)

@@ -45,7 +45,9 @@ class LanguageModel(lightning.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Save the losses of every device since the last call of ``take_nats``."""
         nats = torch.stack(self._nats) if self._nats else torch.zeros(0, device=self.device)
-        checkpoint["nats"] = self.all_gather(nats).reshape(self.trainer.world_size, -1)
+        gathered = self.all_gather(nats)
+        assert isinstance(gathered, torch.Tensor)  # noqa: S101 - tells the type checker
+        checkpoint["nats"] = gathered.reshape(self.trainer.world_size, -1)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Go on with this device's losses; with another number of devices, the first one takes them all."""

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any, BinaryIO
+from typing import Any
 
 import lightning
 import torch
@@ -36,7 +36,9 @@ FOLDER = Path(".checkpoints")
 KEPT = 2  # where the newest is damaged, the one before it serves
 _SUFFIX = ".ckpt"
 _HASH_SUFFIX = ".sha256"
-_DEVICES_AGREE_EVERY = 10  # steps: devices that work together must stop at the same one, and asking each other costs time
+_DEVICES_AGREE_EVERY = (
+    10  # steps: devices that work together must stop at the same one, and asking each other costs time
+)
 
 
 class CheckpointFolder:
@@ -53,7 +55,7 @@ class CheckpointFolder:
         Raises:
             UserError: another process holds the folder, such as a training whose `dvc repro` was killed.
         """
-        if rank_zero_only.rank != 0:  # another device of a training that holds it
+        if getattr(rank_zero_only, "rank", 0) != 0:  # another device of a training that holds it
             yield
             return
         self.path.mkdir(parents=True, exist_ok=True)
@@ -124,14 +126,16 @@ class VerifiedCheckpoints(TorchCheckpointIO):
         """Write a checkpoint; the file appears last, so that a hash without a file is no harm."""
         path = Path(path)
         with atomic_file(path) as file:
-            hashed = _HashedFile(file)
-            torch.save(checkpoint, hashed)
+            torch.save(checkpoint, file)
             file.flush()
             with atomic_file(path.with_suffix(_HASH_SUFFIX)) as beside:
-                beside.write(f"{hashed.digest.hexdigest()}  {path.name}\n".encode())
+                beside.write(f"{_hash(Path(file.name))}  {path.name}\n".encode())
 
     def load_checkpoint(
-        self, path: str | Path, map_location: Any = "cpu", weights_only: bool | None = True
+        self,
+        path: str | Path,
+        map_location: Any = "cpu",
+        weights_only: bool | None = True,  # noqa: FBT001, FBT002
     ) -> dict[str, Any]:
         """Read tensors, numbers and text; whatever else a file holds is refused.
 
@@ -167,7 +171,7 @@ class Checkpoints(lightning.Callback):
         step = self._saved_step = checkpoint["global_step"]
         progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
         for counts in (progress["total"], progress["current"]):
-            counts |= dict.fromkeys(counts, step * self._plan.micro_batches)
+            counts.update(dict.fromkeys(counts, step * self._plan.micro_batches))
         if trainer.is_global_zero:
             print(f"resumed at step {step}/{self._plan.steps}", flush=True)
 
@@ -220,21 +224,6 @@ class Checkpoints(lightning.Callback):
 
     def _code(self) -> int:
         return 128 + (self._signal or signal.SIGTERM)  # as shells have it
-
-
-class _HashedFile:
-    """Hashes what is written."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self.digest = hashlib.sha256()
-        self._file = file
-
-    def write(self, data: bytes) -> int:
-        self.digest.update(data)
-        return self._file.write(data)
-
-    def flush(self) -> None:
-        self._file.flush()
 
 
 def _hash(path: Path) -> str:
