@@ -82,11 +82,14 @@ class TrainingHistory(lightning.Callback):
         if step % self._every and step != self._plan.steps:
             return
         assert isinstance(pl_module, LanguageModel)  # noqa: S101 - tells the type checker
-        loss = pl_module.take_nats() / max(1, self._scored)
+        nats = pl_module.take_nats()
+        loss = float(nats.sum()) / max(1, self._scored)
         if not math.isfinite(loss):
+            first_bad = int(torch.isfinite(nats).logical_not().nonzero()[0]) // self._plan.micro_batches
+            before = self.curves.train_loss[-1][0] if self.curves.train_loss else 0
             message = (
-                f"the training loss became {loss} at step {step} of {self._plan.steps}: lower train.learning_rate, or set "
-                "train.gradient_clip to 1.0"
+                f"the training loss became {float(nats[first_bad])} at step {before + 1 + first_bad} of {self._plan.steps}: "
+                "lower train.learning_rate, or set train.gradient_clip to 1.0"
             )
             raise UserError(message)
         learning_rate = float(trainer.optimizers[0].param_groups[0]["lr"])

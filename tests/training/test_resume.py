@@ -1,5 +1,6 @@
 """A training that is broken off at any step, and goes on from a checkpoint, ends as one that never was."""
 
+import hashlib
 import os
 import pickle
 import signal
@@ -64,7 +65,7 @@ def broken_off(stop_at: int, **settings: Any) -> CheckpointFolder:
     return folder
 
 
-@pytest.mark.parametrize("stop_at", [2, 3, 4, 6, 7, 11, 12])
+@pytest.mark.parametrize("stop_at", [2, 3, 6, 12])
 def test_a_resumed_training_ends_with_the_same_bytes(stop_at: int, capsys: pytest.CaptureFixture[str]) -> None:
     expected = train(None)
     folder = broken_off(stop_at)
@@ -78,15 +79,20 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "patience": {"patience": 2, "learning_rate": 0.5, "min_learning_rate": 0.0, "schedule": "constant", "validate_every": 1},
     "linear schedule": {"schedule": "linear"},
     "adam in bf16": {"optimizer": "adam", "precision": "bf16-mixed"},
-    "a curve with few points": {"max_steps": 1200, "batch_size": 1, "validate_every": 400},
+    "a curve with few points": {"runtime": {"micro_batch_size": 2}, "keep": "last"},
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS.keys())
-def test_a_resumed_training_ends_with_the_same_bytes_whatever_its_settings(settings: dict[str, Any]) -> None:
+@pytest.mark.parametrize(("name", "settings"), SETTINGS.items(), ids=SETTINGS.keys())
+def test_a_resumed_training_ends_with_the_same_bytes_whatever_its_settings(
+    name: str, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = "few points" in name
+    if few:  # steps 5, 10 and the last: losses wait for the curve's next point when the training breaks off
+        monkeypatch.setattr("stages.training.history.CURVE_POINTS", 3)
+        settings = settings | {"max_steps": 14}
     expected = train(None, **settings)
-    stop_at = 603 if "max_steps" in settings else 3
-    folder = broken_off(stop_at, **settings)
+    folder = broken_off(10 if few else 3, **settings)
     assert_same(train(folder, **settings), expected)
 
 
@@ -99,8 +105,8 @@ def test_a_training_may_be_broken_off_many_times() -> None:
 
 def test_out_of_memory_the_step_may_be_cut_into_smaller_micro_batches() -> None:
     folder = broken_off(5)
-    model, trained = train(folder, runtime={"micro_batch_size": 1})
-    expected_model, expected = train(None)
+    _, trained = train(folder, runtime={"micro_batch_size": 1})
+    _, expected = train(None)
     assert [step for step, _ in trained.curves.train_loss] == [step for step, _ in expected.curves.train_loss]
     assert trained.curves.train_loss[-1][1] == pytest.approx(expected.curves.train_loss[-1][1], abs=0.2)
 
@@ -165,8 +171,17 @@ def test_restart_forgets_the_checkpoints_and_the_run() -> None:
 
 def test_a_training_that_diverges_keeps_its_last_good_checkpoint() -> None:
     folder = CheckpointFolder("f" * 16)
-    wild = {"learning_rate": 1e30, "min_learning_rate": 0.0, "schedule": "constant", "warmup_steps": 4, "gradient_clip": 0.0}
-    with pytest.raises(UserError, match=r"loss became (nan|inf) at step \d+ of 12: lower train.learning_rate"), folder.held():
+    wild: dict[str, Any] = {
+        "learning_rate": 1e30,
+        "min_learning_rate": 0.0,
+        "schedule": "constant",
+        "warmup_steps": 4,
+        "gradient_clip": 0.0,
+    }
+    with (
+        pytest.raises(UserError, match=r"loss became (nan|inf) at step \d+ of 12: lower train.learning_rate"),
+        folder.held(),
+    ):
         train(folder, **wild)
     newest = folder.newest()
     assert newest is not None
@@ -179,14 +194,13 @@ class Payload:
         return os.system, ("touch payload-ran",)
 
 
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 def test_a_malicious_checkpoint_is_refused_and_its_payload_does_not_run(project: Path) -> None:
     folder = broken_off(6)
     newest = folder.newest()
     assert newest is not None
     for data in (pickle.dumps(Payload()), b"junk"):
         newest.write_bytes(data)
-        import hashlib  # noqa: PLC0415
-
         newest.with_suffix(".sha256").write_text(f"{hashlib.sha256(data).hexdigest()}  {newest.name}\n")
         with pytest.raises(UserError, match="no checkpoint of this project"):
             train(folder)
