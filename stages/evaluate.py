@@ -41,7 +41,7 @@ from stages.report.page import render
 from stages.report.pictures import Curve, curve_pictures, model_pictures
 from stages.report.shown import Shown, choose, read_text, show
 from stages.runtime import RuntimeParameters
-from stages.tracking import log_evaluation
+from stages.tracking import check_store, log_evaluation
 
 TRAIN_CURVE = Path("metrics/plots/train_loss.csv")
 VALIDATION_CURVE = Path("metrics/plots/validation_loss.csv")
@@ -102,6 +102,9 @@ def main() -> None:
     argparse.ArgumentParser(prog="python -m stages.evaluate", description=__doc__).parse_args()
     parameters = read_section("evaluate", EvaluateParameters)
     runtime = read_section("runtime", RuntimeParameters)
+    required = runtime.tracking == "required"
+    if required:
+        check_store()
     model = read_model()
     vocabulary = read_vocabulary()
     metadata = read_metadata()
@@ -124,7 +127,8 @@ def main() -> None:
     pictures = [*write_pictures(PICTURES_FOLDER / "curves", curves)]
     pictures += write_pictures(PICTURES_FOLDER / "model", model_pictures(shown))
     paths = [METRICS_FILE, SAMPLES_FILE, POSITIONS_FILE, CONFUSIONS_FILE, REPORT_FILE, *pictures]
-    log_evaluation(read_provenance(), stage_provenance("evaluate"), DATASET_FOLDER, metrics, paths)
+    provenance = stage_provenance("evaluate")
+    log_evaluation(read_provenance(), provenance, DATASET_FOLDER, metrics, paths, required=required)
     print(describe(metrics))
 
 

@@ -3,14 +3,18 @@
 A run is found again by its model's fingerprint, never by an id in a file: an id in a DVC output would change at every run.
 """
 
+import hashlib
 import json
 import logging
 import os
-import queue
+import re
+import ssl
 import subprocess
-import threading
+import sys
 import time
-from collections.abc import Iterable, Mapping
+import urllib.error
+import urllib.request
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -18,13 +22,17 @@ from typing import Any, Self
 from filelock import FileLock
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-# With the default of seven retries an absent server is noticed after minutes.
+# With the default of seven retries, of two minutes each, an absent server is noticed after minutes.
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
 
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
+from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
+from stages.errors import UserError
+from stages.outbox import Outbox, Point, Sender
 from stages.parameters import read_all
 from stages.provenance import Provenance
 from stages.run_names import project_root, remember_run_name
@@ -35,6 +43,8 @@ logging.getLogger("mlflow").setLevel(logging.WARNING)
 FINGERPRINT_TAG = "fingerprint"
 EVALUATION_TAG = "evaluation_fingerprint"
 
+_SECONDS_TO_ANSWER = 5
+
 
 def tracking_uri() -> str:
     """Return the store: MLFLOW_TRACKING_URI, or else an SQLite file in the main workspace."""
@@ -42,16 +52,16 @@ def tracking_uri() -> str:
 
 
 class TrainingRun:
-    """A running MLflow run. Metrics are sent by a thread of their own, many at a time, so that no step waits for them."""
+    """A running MLflow run. What cannot be sent is kept, and sent at the next start."""
 
-    def __init__(self, client: MlflowClient, run: Run) -> None:
+    def __init__(self, client: MlflowClient, run: Run, outbox: Outbox) -> None:
+        self.id: str | None = run.info.run_id
         self.name: str = run.info.run_name
         self._client = client
-        self._run_id: str = run.info.run_id
-        self._points: queue.SimpleQueue[Metric | None] = queue.SimpleQueue()
-        self._failure: Exception | None = None
-        self._sender = threading.Thread(target=self._send, name="mlflow", daemon=True)
-        self._sender.start()
+        self._outbox = outbox
+        self._sender = Sender(outbox, lambda points: _send_points(client, run.info.run_id, points))
+        # A resumed training comes by steps that it has sent already.
+        self._sent = {name: _last_step(client, run.info.run_id, name) for name in run.data.metrics}
 
     def __enter__(self) -> Self:
         return self
@@ -59,59 +69,130 @@ class TrainingRun:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
     ) -> None:
-        """Send what is left and end the run: finished, failed, or killed by Ctrl-C."""
-        self._points.put(None)
-        self._sender.join()
-        status = "FINISHED" if kind is None else "KILLED" if issubclass(kind, KeyboardInterrupt) else "FAILED"
-        self._client.set_terminated(self._run_id, status)
-        if self._failure is not None and error is None:
-            raise self._failure
+        """Send what is left and end the run: finished, failed, or killed by a signal."""
+        status = "FINISHED" if kind is None else "FAILED" if issubclass(kind, Exception) else "KILLED"
+        self._outbox.keep_end(status)
+        try:
+            sent = self._sender.close()
+            if sent:
+                _send(self._client, self._outbox)
+        except Exception:  # noqa: BLE001 - nothing is lost
+            sent = False
+        if not sent:
+            self._outbox.close()
+            print(
+                f"MLflow at {masked(tracking_uri())} cannot be reached: what it has not got is in {self._outbox.folder}/; "
+                "the next `dvc repro` that runs a stage sends it, or `python -m stages.send_metrics`",
+                file=sys.stderr,
+            )
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         """Take one point of each curve; returns at once."""
         now = int(time.time() * 1000)
         for name, value in metrics.items():
-            self._points.put(Metric(name, value, now, step))
+            if step > self._sent.get(name, -1):
+                self._sender.put(Point(name, value, now, step))
 
     def log_files(self, paths: Iterable[Path]) -> None:
         """Keep files with the run, in the folders in which they lie."""
-        _log_files(self._client, self._run_id, paths)
-
-    def _send(self) -> None:
-        more = True
-        while more:
-            points = [self._points.get()]
-            while len(points) < 1000 and not self._points.empty():
-                points.append(self._points.get())
-            more = None not in points
-            try:
-                self._client.log_batch(self._run_id, metrics=[point for point in points if point is not None])
-            except Exception as error:  # noqa: BLE001 - told when the run ends: training goes on
-                self._failure = error
+        for path in paths:
+            self._outbox.keep_file(path)
 
 
-def start_training_run(provenance: Provenance, dataset_path: Path) -> TrainingRun:
-    """Create the run of a training, with its parameters, inputs and the tags that lead back to it."""
-    client, experiment_id = _open_store()
-    return TrainingRun(client, _create_run(client, experiment_id, provenance, dataset_path))
+class UnrecordedRun:
+    """Takes the place of a run where there is no MLflow server and `runtime.tracking` is optional."""
+
+    id: str | None = None
+    name = "none: not recorded"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Do nothing."""
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
+        """Do nothing."""
+
+    def log_files(self, paths: Iterable[Path]) -> None:
+        """Do nothing."""
+
+
+def start_training_run(
+    provenance: Provenance, dataset_path: Path, run_id: str | None = None, *, required: bool = True
+) -> TrainingRun | UnrecordedRun:
+    """Create the run of a training, with its parameters, inputs and the tags that lead back to it.
+
+    Args:
+        provenance: what the training's result is made from.
+        dataset_path: the dataset's folder.
+        run_id: the run of the training that this one resumes, which it goes on with if the store still has it.
+        required: False goes on without a run where the server cannot be reached.
+
+    Raises:
+        UserError: the store cannot be used, and is required.
+    """
+    opened = _open_store_if(required=required)
+    if opened is None:
+        return UnrecordedRun()
+    client, experiment_id = opened
+    if run_id is not None:
+        try:
+            client.update_run(run_id, status="RUNNING")
+        except MlflowException:
+            pass  # deleted, or in another store
+        else:
+            return TrainingRun(client, client.get_run(run_id), Outbox.open(run_id, _store()))
+    return TrainingRun(client, *_create_run(client, experiment_id, provenance, dataset_path))
+
+
+def send_left_behind() -> list[str]:
+    """Send what earlier runs could not, end the runs of killed processes, and return what was done, in words.
+
+    Raises:
+        UserError: the store cannot be used.
+    """
+    return _send_left_behind(_connect())
+
+
+def masked(text: str) -> str:
+    """Hide what is secret in the addresses within a text."""
+    text = re.sub(r"://[^/@\s]+@", "://***@", text)
+    return re.sub(r"(?i)([?&][^=&\s]*(?:password|token|secret|key)[^=&\s]*)=[^&\s]+", r"\1=***", text)
 
 
 def log_evaluation(
-    model: Provenance, evaluation: Provenance, dataset_path: Path, metrics: Mapping[str, Any], paths: Iterable[Path]
+    model: Provenance,
+    evaluation: Provenance,
+    dataset_path: Path,
+    metrics: Mapping[str, Any],
+    paths: Iterable[Path],
+    *,
+    required: bool = True,
 ) -> None:
     """Add an evaluation to the run that trained the model.
 
     Where that run has been evaluated with other parameters, a child run takes the new figures; where the store does not
     know the run (the model came from another machine), it is created.
+
+    Raises:
+        UserError: the store cannot be used, and is required.
     """
-    client, experiment_id = _open_store()
+    opened = _open_store_if(required=required)
+    if opened is None:
+        return
+    client, experiment_id = opened
     found = client.search_runs(
         [experiment_id],
         f"tags.{FINGERPRINT_TAG} = '{model.fingerprint}'",
         order_by=["attributes.start_time DESC"],
         max_results=1,
     )
-    run = found[0] if found else _create_run(client, experiment_id, model, dataset_path)
+    outbox = None
+    if found:
+        run = found[0]
+    else:
+        run, outbox = _create_run(client, experiment_id, model, dataset_path)
     run_id = run.info.run_id
     if run.data.tags.get(EVALUATION_TAG, evaluation.fingerprint) != evaluation.fingerprint:
         child = client.create_run(
@@ -120,6 +201,7 @@ def log_evaluation(
             tags={MLFLOW_PARENT_RUN_ID: run_id},
         )
         run_id = child.info.run_id
+        outbox = Outbox.open(run_id, _store())
         client.log_batch(run_id, params=_parameters(evaluation.parameters))
     now = int(time.time() * 1000)
     client.log_batch(
@@ -127,9 +209,11 @@ def log_evaluation(
         metrics=[Metric(name, value, now, 0) for name, value in metrics.items() if isinstance(value, int | float)],
         tags=[RunTag(EVALUATION_TAG, evaluation.fingerprint), RunTag("evaluation_split", str(metrics["split"]))],
     )
-    _log_files(client, run_id, paths)
-    if run_id != run.info.run_id or not found:
+    for path in paths:
+        client.log_artifact(run_id, str(path), str(path.parent))
+    if outbox is not None:
         client.set_terminated(run_id)
+        outbox.remove()
 
 
 def _one_at_a_time() -> FileLock:
@@ -137,28 +221,128 @@ def _one_at_a_time() -> FileLock:
     return FileLock(project_root() / "mlflow.db.lock")
 
 
+def check_store() -> None:
+    """See that the store can be used, before work is done that it is to record.
+
+    Raises:
+        UserError: it cannot.
+    """
+    _connect()
+
+
+def _open_store_if(*, required: bool) -> tuple[MlflowClient, str] | None:
+    """Open the store; where it cannot be used and need not be, say so and return None."""
+    try:
+        return _open_store()
+    except UserError as error:
+        if required:
+            raise
+        print(f"{error}; going on without a record, as runtime.tracking is optional", file=sys.stderr)
+        return None
+
+
 def _open_store() -> tuple[MlflowClient, str]:
-    """Connect to the store and find the experiment, creating both where they are new."""
+    """Connect to the store and find the experiment, creating both where they are new; send what was left behind."""
+    client = _connect()
     root = project_root()
+    name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or root.name
+    try:
+        with _one_at_a_time():
+            experiment = client.get_experiment_by_name(name)
+            if experiment is not None:
+                experiment_id = experiment.experiment_id
+            else:
+                # A server keeps artifacts where it was told to; beside an SQLite file they would go to the working folder.
+                location = (root / "mlartifacts").as_uri() if tracking_uri().startswith("sqlite") else None
+                experiment_id = client.create_experiment(name, artifact_location=location)
+    except Exception as error:  # noqa: BLE001 - of many libraries
+        raise UserError(f"MLflow at {masked(tracking_uri())}: {masked(str(error))}") from None
+    for line in _send_left_behind(client):
+        print(line, file=sys.stderr)
+    return client, experiment_id
+
+
+def _connect() -> MlflowClient:
+    """Open the store.
+
+    Raises:
+        UserError: the server does not answer within seconds, or the store cannot be opened.
+    """
     uri = tracking_uri()
-    with _one_at_a_time():
-        client = MlflowClient(uri)
-        name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or root.name
-        experiment = client.get_experiment_by_name(name)
-        if experiment is not None:
-            return client, experiment.experiment_id
-        # A server keeps artifacts where it was told to; beside an SQLite file they would go to the working folder.
-        location = (root / "mlartifacts").as_uri() if uri.startswith("sqlite") else None
-        return client, client.create_experiment(name, artifact_location=location)
+    shown = masked(uri)
+    if uri.startswith(("http://", "https://")):
+        # MLflow's own answer to an absent server comes late.
+        address = re.sub(r"://[^/@]+@", "://", uri).rstrip("/")
+        try:
+            urllib.request.urlopen(f"{address}/health", timeout=_SECONDS_TO_ANSWER).close()  # noqa: S310 - http alone
+        except urllib.error.HTTPError:
+            pass  # someone is there; MLflow itself says what is wrong
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "reason", error)
+            if not isinstance(reason, ssl.SSLError):
+                raise UserError(
+                    f"MLflow at {shown} (MLFLOW_TRACKING_URI) cannot be reached: {reason}; start it, unset the variable "
+                    "to record in mlflow.db, or set runtime.tracking: optional in params.yaml"
+                ) from None
+    try:
+        with _one_at_a_time():
+            return MlflowClient(uri)
+    except Exception as error:  # noqa: BLE001 - of many libraries
+        raise UserError(f"MLflow at {shown} cannot be opened: {masked(str(error))}") from None
 
 
-def _create_run(client: MlflowClient, experiment_id: str, provenance: Provenance, dataset_path: Path) -> Run:
+def _send_left_behind(client: MlflowClient) -> list[str]:
+    done = []
+    for outbox in Outbox.left_behind(_store()):
+        try:
+            run = client.get_run(outbox.run_id)
+            killed = outbox.end()[0] == "KILLED"
+            points = _send(client, outbox)
+        except MlflowException as error:
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                outbox.remove()  # a person deleted the run
+            else:
+                done.append(f"run {outbox.run_id}: {masked(str(error))}; delete {outbox.folder}/ to give it up")
+        else:
+            what = "marked as killed, as its process is gone" if killed else f"sent what was left, {points:,} points"
+            done.append(f"MLflow run {run.info.run_name}: {what}")
+    return done
+
+
+def _send(client: MlflowClient, outbox: Outbox) -> int:
+    """Send all that an outbox holds, end its run and delete it; return the number of points."""
+    points = outbox.send_points(lambda points: _send_points(client, outbox.run_id, points))
+    for path, place in outbox.files():
+        client.log_artifact(outbox.run_id, str(path), str(place.parent))
+    status, milliseconds = outbox.end()
+    client.set_terminated(outbox.run_id, status, milliseconds)
+    outbox.remove()
+    return points
+
+
+def _send_points(client: MlflowClient, run_id: str, points: Sequence[Point]) -> None:
+    client.log_batch(run_id, metrics=[Metric(*point) for point in points])
+
+
+def _last_step(client: MlflowClient, run_id: str, name: str) -> int:
+    return max((point.step for point in client.get_metric_history(run_id, name)), default=-1)
+
+
+def _store() -> str:
+    """Return what tells this store from others, and gives no secret away."""
+    return hashlib.sha256(tracking_uri().encode()).hexdigest()[:16]
+
+
+def _create_run(
+    client: MlflowClient, experiment_id: str, provenance: Provenance, dataset_path: Path
+) -> tuple[Run, Outbox]:
     parameters = _parameters(read_all())
     run = client.create_run(
         experiment_id,
         run_name=_name(client, experiment_id, provenance, parameters),
         tags=_tags(provenance),
     )
+    outbox = Outbox.open(run.info.run_id, _store())
     client.log_batch(run.info.run_id, params=parameters)
     digest = provenance.dependencies[str(dataset_path)]
     source = json.dumps({"uri": str(dataset_path)})
@@ -167,7 +351,7 @@ def _create_run(client: MlflowClient, experiment_id: str, provenance: Provenance
     with _one_at_a_time():
         client.log_inputs(run.info.run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])])
     remember_run_name(provenance.fingerprint, run.info.run_name)
-    return run
+    return run, outbox
 
 
 def _name(client: MlflowClient, experiment_id: str, provenance: Provenance, parameters: list[Param]) -> str:
@@ -216,8 +400,3 @@ def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str,
             yield from _flatten(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
-
-
-def _log_files(client: MlflowClient, run_id: str, paths: Iterable[Path]) -> None:
-    for path in paths:
-        client.log_artifact(run_id, str(path), str(path.parent))
