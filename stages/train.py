@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 import lightning
+from lightning.pytorch.utilities import rank_zero_only
 
 from stages import command_line
 from stages.artifacts.metrics_json import write_json
@@ -15,9 +16,9 @@ from stages.core.transformer import ModelParameters, Transformer, TransformerCon
 from stages.dataset import open_examples
 from stages.errors import UserError
 from stages.parameters import read_section
-from stages.provenance import MODEL_FOLDER, stage_provenance
+from stages.provenance import MODEL_FOLDER, Provenance, stage_provenance
 from stages.runtime import RuntimeParameters
-from stages.tracking import start_training_run
+from stages.tracking import TrainingRun, UnrecordedRun, start_training_run
 from stages.training.fit import Trained, fit
 from stages.training.history import Curves
 from stages.training.optimization import TrainParameters
@@ -52,12 +53,10 @@ def main() -> None:
     with checkpoints.held():
         if options.restart:
             checkpoints.restart()
-        required = runtime.tracking == "required"
-        with start_training_run(provenance, DATASET_FOLDER, checkpoints.run_id, required=required) as run:
-            if run.id is not None:
-                checkpoints.remember_run(run.id)
-            print(f"MLflow run: {run.name}")
+        with record(provenance, checkpoints, runtime) as run:
             trained = fit(network, training, validation, parameters, runtime, run.log_metrics, checkpoints)
+            if not is_first_device():
+                return
             write_curves(trained.curves)
             metrics = summarise(trained, network)
             write_json(METRICS_FILE, metrics)
@@ -67,6 +66,25 @@ def main() -> None:
         checkpoints.remove()
     figures = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items() if name.endswith("loss"))
     print(f"{trained.steps} steps of {metrics['parameters']:,} parameters: {figures} -> {MODEL_FOLDER}/")
+
+
+def is_first_device() -> bool:
+    """Tell whether this process speaks for the training: Lightning starts one for each device, all with this command."""
+    return getattr(rank_zero_only, "rank", 0) == 0
+
+
+def record(
+    provenance: Provenance, checkpoints: CheckpointFolder, runtime: RuntimeParameters
+) -> TrainingRun | UnrecordedRun:
+    """Begin the training's MLflow run, or go on with the one that the checkpoints are of; the first device's alone."""
+    if not is_first_device():
+        return UnrecordedRun()
+    required = runtime.tracking == "required"
+    run = start_training_run(provenance, DATASET_FOLDER, checkpoints.run_id, required=required)
+    if run.id is not None:
+        checkpoints.remember_run(run.id)
+    print(f"MLflow run: {run.name}", flush=True)
+    return run
 
 
 def summarise(trained: Trained, network: Transformer) -> dict[str, float]:

@@ -162,6 +162,22 @@ def test_an_evaluation_with_other_parameters_is_a_child_of_its_training(edited: 
     assert child_count(edited) == before + 1
 
 
+def test_two_devices_share_a_batch_and_learn_what_one_learns(edited: Project) -> None:
+    def curve() -> list[float]:
+        edited.run("python", "-m", "stages.train")
+        lines = (edited.folder / "metrics/plots/train_loss.csv").read_text().splitlines()[1:]
+        return [float(line.split(",")[1]) for line in lines]
+
+    before = run_count(edited)
+    edited.replace("params.yaml", "batch_size: 1\n", "batch_size: 2\n")
+    edited.run("dvc", "unprotect", "data/model")
+    one = curve()
+    edited.replace("params.yaml", "devices: 1\n", "devices: 2\n")
+    assert curve() == pytest.approx(one, abs=1e-4)
+    assert len(one) == 30
+    assert run_count(edited) == before + 2
+
+
 def test_a_mistake_is_one_line_without_a_traceback(edited: Project) -> None:
     edited.replace("params.yaml", "learning_rate: 0.1", "learning_rat: 0.1")
     failed = edited.run("dvc", "repro", check=False)
