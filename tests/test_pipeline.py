@@ -20,7 +20,7 @@ def edited(trained: Project) -> Iterator[Project]:
     """The trained clone, put back afterwards."""
     yield trained
     trained.run("git", "reset", "--hard", "--quiet")
-    trained.run("dvc", "checkout", "--quiet")
+    trained.run("dvc", "checkout", "--quiet", "--force")
 
 
 def evaluation(project: Project) -> dict[str, Any]:
