@@ -179,7 +179,10 @@ class Checkpoints(lightning.Callback):
         """Take over the signals that end a process, until Lightning gives them back."""
         self._saved_at = time.monotonic()
         if threading.current_thread() is threading.main_thread():
-            self._handlers = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+            self._handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+            for number, handler in self._handlers.items():
+                if handler != signal.SIG_IGN:  # as nohup has it
+                    signal.signal(number, self._note)
 
     def on_train_batch_start(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Batch, batch_idx: int

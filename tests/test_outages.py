@@ -1,0 +1,294 @@
+"""A real MLflow server that is away, dies, hangs and comes back; processes that are killed. Nothing is lost, nothing waits."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow import MlflowClient
+from mlflow.entities import Run
+
+from stages import outbox, tracking
+from stages.errors import UserError
+from stages.provenance import Provenance
+from stages.tracking import TrainingRun
+from tests.conftest import clean_environment
+
+DATASET = Path("data/dataset")
+PROVENANCE = Provenance(fingerprint="a" * 16, dependencies={"data/dataset": "d" * 32}, parameters={})
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+class Server:
+    """`mlflow server`, which can be stopped and started."""
+
+    def __init__(self, folder: Path) -> None:
+        self.port = free_port()
+        self.uri = f"http://127.0.0.1:{self.port}"
+        self._folder = folder
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        folder = self._folder
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--port", str(self.port), "--host", "127.0.0.1",
+             "--backend-store-uri", f"sqlite:///{folder}/server.db", "--artifacts-destination", f"{folder}/artifacts"],
+            env=clean_environment() | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
+            cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+        )  # fmt: skip
+        for _ in range(600):
+            try:
+                urllib.request.urlopen(f"{self.uri}/health", timeout=1).close()
+            except OSError:
+                time.sleep(0.1)
+            else:
+                return
+        pytest.fail("mlflow server does not start")
+
+    def stop(self) -> None:
+        if self._process is not None:
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+            self._process = None
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    server = Server(tmp_path_factory.mktemp("server"))
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture(autouse=True)
+def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    for name in ("DVC_ROOT", "MLFLOW_TRACKING_URI", "DVC_EXP_NAME", "DVC_EXP_BASELINE_REV"):
+        monkeypatch.delenv(name, raising=False)
+    (tmp_path / DATASET).mkdir(parents=True)
+    (tmp_path / DATASET / "metadata.json").write_text("{}")
+    (tmp_path / "params.yaml").write_text("train:\n  learning_rate: 0.1\n")
+    (tmp_path / "metrics").mkdir()
+    (tmp_path / "metrics/train.json").write_text("{}")
+    return tmp_path
+
+
+def begin(run_id: str | None = None) -> TrainingRun:
+    run = tracking.start_training_run(PROVENANCE, DATASET, run_id)
+    assert isinstance(run, TrainingRun)
+    return run
+
+
+def stored(run_id: str | None) -> tuple[Run, list[int]]:
+    """Return a run, and the steps of its curve."""
+    assert run_id is not None
+    client = MlflowClient(tracking.tracking_uri())
+    return client.get_run(run_id), [point.step for point in client.get_metric_history(run_id, "train_loss")]
+
+
+def unsent(workspace: Path) -> list[str]:
+    return [path.name for path in (workspace / outbox.FOLDER).glob("*")]
+
+
+def test_a_server_that_is_away_is_told_within_ten_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    port = free_port()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://me:hunter2@127.0.0.1:{port}")
+    began = time.monotonic()
+    with pytest.raises(UserError) as raised:
+        begin()
+    assert time.monotonic() - began < 10
+    assert f"MLflow at http://***@127.0.0.1:{port} (MLFLOW_TRACKING_URI) cannot be reached" in str(raised.value)
+    assert "runtime.tracking: optional" in str(raised.value)
+    assert "hunter2" not in str(raised.value)
+
+
+def test_a_server_that_never_answers_is_told_within_ten_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{listener.getsockname()[1]}")
+        began = time.monotonic()
+        with pytest.raises(UserError, match="timed out"):
+            begin()
+        assert time.monotonic() - began < 10
+
+
+def test_a_host_with_no_name_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow.invalid:5000")
+    with pytest.raises(UserError, match=r"MLflow at http://mlflow\.invalid:5000"):
+        begin()
+
+
+def test_optional_tracking_goes_on_without_a_server(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_port()}")
+    with tracking.start_training_run(PROVENANCE, DATASET, required=False) as run:
+        run.log_metrics({"train_loss": 1.0}, 1)
+        run.log_files([Path("metrics/train.json")])
+    assert run.id is None
+    tracking.log_evaluation(PROVENANCE, PROVENANCE, DATASET, {"split": "test"}, [], required=False)
+    assert capsys.readouterr().err.count("going on without a record") == 2
+
+
+def test_a_server_that_dies_stalls_no_step_and_gets_everything_later(
+    server: Server, workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
+    slowest = 0.0
+    with begin() as run:
+        for step in range(1500):
+            if step == 700:
+                server.stop()
+            began = time.monotonic()
+            run.log_metrics({"train_loss": 1 / (step + 1)}, step)
+            slowest = max(slowest, time.monotonic() - began)
+            time.sleep(0.0005)
+        run.log_files([Path("metrics/train.json")])
+        (workspace / "metrics/train.json").write_text("of a later run")
+    assert slowest < 0.25
+    assert f"MLflow at {server.uri} cannot be reached" in capsys.readouterr().err
+    assert unsent(workspace) == [run.id]
+    with pytest.raises(UserError, match="cannot be reached"):
+        tracking.send_left_behind()
+    server.start()
+    assert "sent what was left" in tracking.send_left_behind()[0]
+    assert unsent(workspace) == []
+    found, steps = stored(run.id)
+    assert sorted(set(steps)) == list(range(1500))
+    assert found.info.status == "FINISHED"
+    assert run.id is not None
+    path = MlflowClient(server.uri).download_artifacts(run.id, "metrics/train.json", str(workspace))
+    assert Path(path).read_text() == "{}"
+
+
+def test_a_server_that_comes_back_in_time_leaves_nothing_to_do(
+    server: Server, workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outbox, "RETRY_SECONDS", 0.2)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with begin() as run:
+        server.stop()
+        for step in range(100):
+            run.log_metrics({"train_loss": 1.0}, step)
+            time.sleep(0.005)
+        server.start()
+        run.log_metrics({"train_loss": 1.0}, 100)
+    assert unsent(workspace) == []
+    found, steps = stored(run.id)
+    assert sorted(steps) == list(range(101))
+    assert found.info.status == "FINISHED"
+
+
+KILLED = """
+import os, signal, sys
+from tests.test_outages import begin
+with begin() as run:
+    for step in range(10):
+        run.log_metrics({"train_loss": 1.0}, step)
+    print(run.id, flush=True)
+    ENDING
+"""
+
+
+def run_killed(ending: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED.replace("ENDING", ending)],
+        env=clean_environment() | {"PYTHONPATH": str(Path(__file__).parents[1])},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode != 0
+    return done.stdout.split()[0]
+
+
+def abandoned() -> str:
+    """Leave behind what a killed process leaves: a run that is running, and an outbox that nobody holds."""
+    run = begin()
+    assert run.id is not None
+    run._sender.close()
+    run._outbox.close()
+    return run.id
+
+
+def test_the_run_of_a_killed_process_is_marked_and_gone_on_with(
+    workspace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_id = run_killed("import time; time.sleep(0.5); os.kill(os.getpid(), signal.SIGKILL)")
+    assert stored(run_id)[0].info.status == "RUNNING"
+    with begin(run_id) as run:
+        assert run.id == run_id
+        assert stored(run_id)[0].info.status == "RUNNING"
+        for step in range(7, 12):
+            run.log_metrics({"train_loss": 1.0}, step)
+    assert "marked as killed" in capsys.readouterr().err
+    found, steps = stored(run_id)
+    assert sorted(steps) == list(range(12))
+    assert found.info.status == "FINISHED"
+
+
+def test_the_next_start_of_anything_marks_the_run_of_a_killed_process(workspace: Path) -> None:
+    run_id = abandoned()
+    assert unsent(workspace) == [run_id]
+    tracking.log_evaluation(PROVENANCE, PROVENANCE, DATASET, {"split": "test"}, [])
+    assert stored(run_id)[0].info.status == "KILLED"
+    assert unsent(workspace) == []
+
+
+def test_a_live_process_is_left_alone(workspace: Path) -> None:
+    with begin() as run:
+        tracking.send_left_behind()
+        assert stored(run.id)[0].info.status == "RUNNING"
+        assert unsent(workspace) == [run.id]
+
+
+def test_what_is_meant_for_another_store_waits_for_it(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_id = abandoned()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{workspace}/other.db")
+    assert tracking.send_left_behind() == []
+    assert unsent(workspace) == [run_id]
+
+
+def test_a_run_that_a_person_deleted_is_forgotten(workspace: Path) -> None:
+    run_id = abandoned()
+    (workspace / outbox.FOLDER / run_id).rename(workspace / outbox.FOLDER / ("0" * 32))
+    assert tracking.send_left_behind() == []
+    assert unsent(workspace) == []
+
+
+def test_the_line_that_a_power_cut_tore_is_passed_over(workspace: Path) -> None:
+    with begin() as run:
+        pass
+    assert run.id is not None
+    box = outbox.Outbox.open(run.id, "store")
+    box.keep([outbox.Point("train_loss", 1.0, 1, step) for step in range(3)])
+    with (box.folder / "points.jsonl").open("a") as file:
+        file.write('["train_loss", 1.')
+    taken: list[Any] = []
+    assert box.send_points(taken.extend) == 3
+    assert [point.step for point in taken] == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("http://me:hunter2@host:5000/x", "http://***@host:5000/x"),
+        ("failed: postgresql://me:p%40ss@host/db", "failed: postgresql://***@host/db"),
+        ("https://host/?api_key=abc&x=1", "https://host/?api_key=***&x=1"),
+        ("sqlite:////home/me/mlflow.db", "sqlite:////home/me/mlflow.db"),
+    ],
+)
+def test_secrets_in_addresses_are_hidden(text: str, shown: str) -> None:
+    assert tracking.masked(text) == shown
