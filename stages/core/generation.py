@@ -9,16 +9,30 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional
 
-from stages.core.transformer import KeyValueCache, Transformer
+from stages.core.transformer import (
+    Block,
+    GeluFeedForward,
+    KeyValueCache,
+    Rotation,
+    SwigluFeedForward,
+    Transformer,
+    fused_attention,
+    in_attention_dtype,
+    rotate,
+)
 from stages.errors import UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
+
+    Layer = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -115,6 +129,98 @@ def sample(logits: Tensor, sampling: Sampling, draws: Tensor) -> Tensor:
     return token_ids.gather(-1, rank)[:, 0]
 
 
+class TokenReader:
+    """Reads one more token a row: what ``Transformer.hidden_states`` computes with a filled cache, in evaluation mode.
+
+    The same operations on the same weights, without the modules around them: for a small model at batch 1, calling the
+    modules takes longer than their arithmetic.
+    """
+
+    def __init__(self, model: Transformer) -> None:
+        """Look up the weights once."""
+        self._rotary = model.config.positions == "rotary"
+        self._embedding = model.embedding.weight
+        self._position_table = model.position_table
+        blocks = cast("Sequence[Block]", model.blocks)
+        self._layers = [_BlockReader(block, layer) for layer, block in enumerate(blocks)]
+        self._final_norm = _norm(model.final_norm)
+
+    def __call__(self, token_ids: Tensor, cache: KeyValueCache) -> Tensor:
+        """Return what the output layer reads, [B, D], of the new tokens, [B], which are added to the cache."""
+        positions, reachable = cache.reserve(1)
+        x = functional.embedding(token_ids, self._embedding)  # [B] -> [B, D]
+        rotation = None
+        if self._rotary:
+            cosine, sine = self._position_table[:, positions]
+            rotation = cosine, sine
+        else:
+            x = x + self._position_table[positions].view(-1, x.shape[-1])  # [1, D] or, where rows differ, [B, D]
+        for layer in self._layers:
+            x = layer(x, rotation, cache, reachable)
+        return self._final_norm(x)
+
+
+class _BlockReader:
+    """``Block.forward`` for one token a row."""
+
+    def __init__(self, block: Block, layer: int) -> None:
+        attention = block.attention
+        self._layer = layer
+        self._head_dim = attention.head_dim
+        self._heads = (attention.n_heads, attention.n_kv_heads, attention.n_kv_heads)
+        self._attention_norm = _norm(block.attention_norm)
+        self._queries_keys_values = _linear(attention.queries_keys_values)
+        self._projection = None if attention.projection is None else _linear(attention.projection)
+        self._feed_forward = None
+        if block.feed_forward is not None and block.feed_forward_norm is not None:
+            self._feed_forward = _feed_forward(block.feed_forward)
+            self._feed_forward_norm = _norm(block.feed_forward_norm)
+
+    def __call__(self, x: Tensor, rotation: Rotation | None, cache: KeyValueCache, reachable: Tensor | None) -> Tensor:
+        batch, width = x.shape
+        together = in_attention_dtype(self._queries_keys_values(self._attention_norm(x)))
+        heads = together.view(batch, 1, -1, self._head_dim)  # [B, (N+2K)H] -> [B, 1, N+2K, H]
+        queries, keys, values = heads.transpose(1, 2).split_with_sizes(self._heads, dim=1)  # [B, N or K, 1, H]
+        if rotation is not None:
+            queries, keys = (rotate(turning.transpose(1, 2), rotation).transpose(1, 2) for turning in (queries, keys))
+        keys, values = (stored.type_as(queries) for stored in cache.extend(self._layer, keys, values))  # [B, K, S, H]
+        context = fused_attention(queries, keys, values, reachable).view(batch, width).type_as(x)  # -> [B, D]
+        x = x + (context if self._projection is None else self._projection(context))
+        return x if self._feed_forward is None else x + self._feed_forward(self._feed_forward_norm(x))
+
+
+def _linear(layer: nn.Linear) -> Layer:
+    return partial(functional.linear, weight=layer.weight, bias=layer.bias)
+
+
+def _norm(norm: nn.Module) -> Layer:
+    match norm:
+        case nn.LayerNorm():
+            shape = list(norm.normalized_shape)
+            return partial(torch.layer_norm, normalized_shape=shape, weight=norm.weight, bias=norm.bias, eps=norm.eps)
+        case nn.RMSNorm():
+            shape = list(norm.normalized_shape)
+            return partial(torch.rms_norm, normalized_shape=shape, weight=norm.weight, eps=norm.eps)
+        case _:
+            return _unchanged
+
+
+def _unchanged(x: Tensor) -> Tensor:
+    return x
+
+
+def _feed_forward(module: nn.Module) -> Layer:
+    match module:
+        case GeluFeedForward():
+            up, down = _linear(module.up), _linear(module.down)
+            return lambda x: down(functional.gelu(up(x)))
+        case SwigluFeedForward():
+            gate, up, down = _linear(module.gate), _linear(module.up), _linear(module.down)
+            return lambda x: down(functional.silu(gate(x)) * up(x))
+        case _:
+            raise TypeError(f"{type(module).__name__} is no feed-forward that can be read token by token")
+
+
 @torch.inference_mode()
 def _decode(
     model: Transformer, prompts: Sequence[Sequence[int]], eos_id: int, max_new_tokens: int, sampling: Sampling
@@ -144,6 +250,7 @@ class _Decoder:
         self.cached = [row for row, prompt in enumerate(prompts) if len(prompt) <= self.window]
         self.sliding = [row for row, prompt in enumerate(prompts) if len(prompt) > self.window]
         self.cache = KeyValueCache(model.config, len(self.cached), model.output.weight)
+        self.read_token = TokenReader(model)
 
     def run(self, max_new_tokens: int, sampling: Sampling) -> Iterator[list[tuple[int, int]]]:
         draws = torch.stack([_draws(sequence, max_new_tokens, sampling.seed) for sequence in self.sequences])
@@ -181,8 +288,8 @@ class _Decoder:
         """Add the tokens chosen last to the cache; return their hidden states, [B, D]."""
         if not self.cached:
             return self.model.output.weight.new_empty(0, self.model.config.d_model)
-        chosen = torch.tensor([[self.sequences[row][-1]] for row in self.cached], device=self.device)
-        return self.model.hidden_states(chosen, self.cache)[:, -1]
+        chosen = torch.tensor([self.sequences[row][-1] for row in self.cached], device=self.device)
+        return self.read_token(chosen, self.cache)
 
     def _read_windows(self) -> Tensor:
         """Read the last context_length tokens of the long prompts; return the last ones' hidden states, [B, D]."""

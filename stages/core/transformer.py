@@ -12,6 +12,7 @@ masked self-attention; the largest ones are GPT-2 (Radford et al. 2019) and LLaM
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 from typing import TYPE_CHECKING, Literal, Self
@@ -260,20 +261,27 @@ def fused_attention(
     Returns:
         the context, [B, N, T, H].
     """
-    if queries.dtype == torch.bfloat16 and queries.device.type == "cpu":
-        # On CPU the fused operation's backward pass is several times slower in bfloat16 than in float32.
-        with torch.autocast("cpu", enabled=False):
-            context = fused_attention(queries.float(), keys.float(), values.float(), reachable, dropout)
-        return context.bfloat16()
-    return functional.scaled_dot_product_attention(
-        queries,
-        keys,
-        values,
-        attn_mask=reachable,
-        dropout_p=dropout,
-        is_causal=reachable is None and queries.shape[-2] > 1,
-        enable_gqa=queries.shape[1] != keys.shape[1],
-    )
+    # Autocast would turn the operands back to bfloat16.
+    mixing = queries.device.type == "cpu" and queries.dtype == torch.float32 and torch.is_autocast_enabled("cpu")
+    with torch.autocast("cpu", enabled=False) if mixing else contextlib.nullcontext():
+        return functional.scaled_dot_product_attention(
+            queries,
+            keys,
+            values,
+            attn_mask=reachable,
+            dropout_p=dropout,
+            is_causal=reachable is None and queries.shape[-2] > 1,
+            enable_gqa=queries.shape[1] != keys.shape[1],
+        )
+
+
+def in_attention_dtype(together: Tensor) -> Tensor:
+    """Return queries, keys and values, still one tensor, in the dtype in which attention is fast.
+
+    On CPU the fused operation's backward pass is several times slower in bfloat16 than in float32. Casting before the
+    heads are taken apart makes one copy, where casting queries, keys and values by themselves makes three.
+    """
+    return together.float() if together.device.type == "cpu" and together.dtype == torch.bfloat16 else together
 
 
 class Attention(nn.Module):
@@ -308,7 +316,8 @@ class Attention(nn.Module):
             weights: if given, attention is explicit and its weights, [B, N, T, T], are appended here.
         """
         batch, tokens, _ = x.shape
-        heads = self.queries_keys_values(x).view(batch, tokens, -1, self.head_dim)  # [B, T, (N+2K)H] -> [B, T, N+2K, H]
+        together = in_attention_dtype(self.queries_keys_values(x))  # [B, T, (N+2K)H]
+        heads = together.view(batch, tokens, -1, self.head_dim)  # [B, T, (N+2K)H] -> [B, T, N+2K, H]
         turning, values = heads.split_with_sizes((self.n_heads + self.n_kv_heads, self.n_kv_heads), dim=2)
         if rotation is not None:
             turning = rotate(turning, rotation)
@@ -319,13 +328,13 @@ class Attention(nn.Module):
         reachable = None
         if cached is not None:
             cache, layer, reachable = cached
-            keys, values = cache.extend(layer, keys, values)  # [B, K, T, H] -> [B, K, S, H]
+            keys, values = (stored.type_as(queries) for stored in cache.extend(layer, keys, values))  # [B, K, S, H]
         if weights is None:
             context = fused_attention(queries, keys, values, reachable, self.dropout if self.training else 0.0)
         else:
             context, attention_weights = explicit_attention(queries, keys, values)
             weights.append(attention_weights)
-        context = context.transpose(1, 2).reshape(batch, tokens, -1)  # [B, N, T, H] -> [B, T, N, H] -> [B, T, D]
+        context = context.transpose(1, 2).reshape(batch, tokens, -1).type_as(x)  # -> [B, T, N, H] -> [B, T, D]
         return context if self.projection is None else self.projection(context)
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from stages.core.generation import Sampling, generate, sample, stream
+from stages.core.generation import Sampling, TokenReader, generate, sample, stream
 from stages.core.transformer import KeyValueCache, Transformer, TransformerConfig
 from stages.errors import UserError
 from tests.core.test_transformer import GPT2, LLAMA, SMALL, VARIANTS, make
@@ -44,13 +44,17 @@ def test_cached_hidden_states_equal_uncached_ones() -> None:
         ids = torch.randint(model.config.vocabulary_size, (3, 9))
         whole = model.hidden_states(ids)
         for real in (lengths, [5, 5, 5]):
-            cache = KeyValueCache(model.config, 3, model.output.weight)
-            model.hidden_states(ids[:, :5], cache)
-            cache.forget_padding(real)
+            caches = [KeyValueCache(model.config, 3, model.output.weight) for _ in range(2)]
+            for cache in caches:
+                model.hidden_states(ids[:, :5], cache)
+                cache.forget_padding(real)
+            read_token = TokenReader(model)
             for step in range(4):
                 places = torch.tensor(real) + step
-                added = model.hidden_states(ids[torch.arange(3), places][:, None], cache)
-                torch.testing.assert_close(added[:, 0], whole[torch.arange(3), places])
+                token_ids = ids[torch.arange(3), places]
+                added = model.hidden_states(token_ids[:, None], caches[0])[:, 0]
+                torch.testing.assert_close(added, whole[torch.arange(3), places])
+                torch.testing.assert_close(read_token(token_ids, caches[1]), added)
 
 
 @torch.no_grad()

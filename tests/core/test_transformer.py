@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from stages.core.transformer import (
+    KeyValueCache,
     Transformer,
     TransformerConfig,
     explicit_attention,
@@ -276,6 +277,19 @@ def test_bfloat16_autocast_is_close_to_float32() -> None:
         torch.testing.assert_close(logits.float(), model(ids), atol=0.02, rtol=0.02)
         gradients = torch.autograd.grad(logits.float().logsumexp(-1).sum(), list(model.parameters()))
         assert all(gradient.isfinite().all() for gradient in gradients)
+
+
+def test_bfloat16_weights_attend_in_float32_on_cpu() -> None:
+    for values in (GPT2, LLAMA):
+        model = make(values | {"d_model": 64, "n_kv_heads": 2})
+        ids = some_ids(model)
+        expected = model(ids)
+        model.bfloat16()
+        cache = KeyValueCache(model.config, len(ids), model.output.weight)
+        hidden = [model.hidden_states(part, cache) for part in (ids[:, :-1], ids[:, -1:])]
+        for logits in (model(ids), model.output(torch.cat(hidden, dim=1))):
+            assert logits.dtype == torch.bfloat16
+            torch.testing.assert_close(logits.float(), expected, atol=0.03, rtol=0.03)
 
 
 def test_first_weights() -> None:
