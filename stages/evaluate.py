@@ -1,4 +1,4 @@
-"""Score the model on rows it has not seen: metrics/evaluate.json, metrics/samples.csv and the data of the plots."""
+"""Score the model on rows it has not seen, and show what it does: metrics/, with pictures and a report to read."""
 
 import argparse
 from collections import Counter
@@ -11,9 +11,11 @@ import torch
 from pydantic import Field
 
 from stages import command_line
+from stages.artifacts.atomic import atomic_file
 from stages.artifacts.metrics_json import write_json
 from stages.artifacts.model_weights import SavedModel, read_model
-from stages.artifacts.table_csv import write_table
+from stages.artifacts.pictures import write_pictures
+from stages.artifacts.table_csv import read_numbers, write_table
 from stages.artifacts.token_shards import DATASET_FOLDER, DatasetMetadata, SplitMetadata, read_metadata
 from stages.artifacts.vocabulary_json import read_vocabulary
 from stages.core.accuracy import (
@@ -34,13 +36,21 @@ from stages.dataset import open_examples
 from stages.errors import UserError
 from stages.parameters import read_section
 from stages.provenance import read_provenance, stage_provenance
+from stages.report.labels import TokenLabels
+from stages.report.page import render
+from stages.report.pictures import Curve, curve_pictures, model_pictures
+from stages.report.shown import Shown, choose, read_text, show
 from stages.runtime import RuntimeParameters
 from stages.tracking import log_evaluation
 
+TRAIN_CURVE = Path("metrics/plots/train_loss.csv")
+VALIDATION_CURVE = Path("metrics/plots/validation_loss.csv")
 METRICS_FILE = Path("metrics/evaluate.json")
 SAMPLES_FILE = Path("metrics/samples.csv")
 POSITIONS_FILE = Path("metrics/plots/accuracy_by_position.csv")
 CONFUSIONS_FILE = Path("metrics/plots/confusions.csv")
+PICTURES_FOLDER = Path("metrics/pictures")
+REPORT_FILE = Path("metrics/report.html")
 
 # The pairs that are confused most often; the long tail says little.
 CONFUSIONS = 20
@@ -80,6 +90,7 @@ class Scores:
 class Sample:
     """A prompt, what followed it in the data and what the model made of it, as token ids without <EOS>."""
 
+    row: int
     prompt: list[int]
     expected: list[int]
     completion: list[int]
@@ -103,10 +114,17 @@ def main() -> None:
     metrics = {"split": split, **summarise(scores, metadata.splits[split], samples)}
     write_json(METRICS_FILE, metrics)
     write_samples(samples[: parameters.samples], vocabulary)
-    write_plots(scores, vocabulary)
-    provenance = stage_provenance("evaluate")
-    paths = [METRICS_FILE, SAMPLES_FILE, POSITIONS_FILE, CONFUSIONS_FILE]
-    log_evaluation(read_provenance(), provenance, DATASET_FOLDER, metrics, paths)
+    labels = TokenLabels(vocabulary)
+    accuracy, confusions = accuracy_by_position(scores), most_confused(scores, labels)
+    write_table(POSITIONS_FILE, ["position", "accuracy", "tokens"], accuracy)
+    write_table(CONFUSIONS_FILE, ["confusion", "count"], confusions)
+    shown = look_inside(model, examples, samples, vocabulary)
+    write_report(shown, metrics)
+    curves = draw_curves([(position, share) for position, share, _ in accuracy], confusions)
+    pictures = [*write_pictures(PICTURES_FOLDER / "curves", curves)]
+    pictures += write_pictures(PICTURES_FOLDER / "model", model_pictures(shown))
+    paths = [METRICS_FILE, SAMPLES_FILE, POSITIONS_FILE, CONFUSIONS_FILE, REPORT_FILE, *pictures]
+    log_evaluation(read_provenance(), stage_provenance("evaluate"), DATASET_FOLDER, metrics, paths)
     print(describe(metrics))
 
 
@@ -183,7 +201,11 @@ def complete_rows(model: SavedModel, examples: Examples, eos_id: int, parameters
         completions |= zip(batch, generated, strict=True)
     return [
         Sample(
-            _text(prompt, eos_id), _text(rest, eos_id), _text(completions[index], eos_id), completions[index] == rest
+            int(rows[index]),
+            _text(prompt, eos_id),
+            _text(rest, eos_id),
+            _text(completions[index], eos_id),
+            completions[index] == rest,
         )
         for index, (prompt, rest) in enumerate(pairs)
     ]
@@ -219,21 +241,53 @@ def write_samples(samples: list[Sample], vocabulary: Vocabulary) -> None:
     write_table(SAMPLES_FILE, ["prompt", "expected", "completion", "exact_match"], rows)
 
 
-def write_plots(scores: Scores, vocabulary: Vocabulary) -> None:
-    """Write what ``dvc plots`` draws."""
-    positions = [
-        (position, correct / tokens, tokens)
-        for position, (correct, tokens) in enumerate(
-            zip(scores.correct_by_position.tolist(), scores.tokens_by_position.tolist(), strict=True), start=1
-        )
-        if tokens
+def accuracy_by_position(scores: Scores) -> list[tuple[int, float, int]]:
+    """Return (position from 1, share of right predictions, how many were scored there)."""
+    counts = zip(scores.correct_by_position.tolist(), scores.tokens_by_position.tolist(), strict=True)
+    return [
+        (position, correct / tokens, tokens) for position, (correct, tokens) in enumerate(counts, start=1) if tokens
     ]
-    write_table(POSITIONS_FILE, ["position", "accuracy", "tokens"], positions)
-    names = {token_id: token for token, token_id in vocabulary.token_to_id.items()}
+
+
+def most_confused(scores: Scores, labels: TokenLabels) -> list[tuple[str, int]]:
+    """Return the pairs that were confused most often, and how often."""
     wrong = [(count, pair) for pair, count in scores.pairs.items() if pair[0] != pair[1]]
     wrong.sort(key=lambda item: (-item[0], item[1]))
-    rows = [(f"{names[target]} → {names[predicted]}", count) for count, (target, predicted) in wrong[:CONFUSIONS]]
-    write_table(CONFUSIONS_FILE, ["confusion", "count"], rows)
+    return [(f"{labels[target]} → {labels[predicted]}", count) for count, (target, predicted) in wrong[:CONFUSIONS]]
+
+
+def look_inside(model: SavedModel, examples: Examples, samples: list[Sample], vocabulary: Vocabulary) -> Shown:
+    """Read some of the completed rows again, watching what the model does."""
+    answers = model.prompts_end_with_eos
+    texts = [
+        read_text(
+            model.network,
+            examples.prompt_and_rest(sample.row),
+            vocabulary.decode(sample.expected),
+            vocabulary.decode(sample.completion),
+            exact=sample.exact,
+        )
+        for sample in (samples[index] for index in choose([sample.exact or not answers for sample in samples]))
+    ]
+    return show(model.network, texts, TokenLabels(vocabulary), answers=answers)
+
+
+def write_report(shown: Shown, metrics: dict[str, Any]) -> None:
+    """Write the page that a person opens."""
+    with atomic_file(REPORT_FILE) as file:
+        file.write(render(shown, metrics).encode())
+
+
+def draw_curves(accuracy: Curve, confusions: list[tuple[str, int]]) -> dict[str, bytes]:
+    """Draw the curves of the training and of this evaluation."""
+    training, validation = read_numbers(TRAIN_CURVE), read_numbers(VALIDATION_CURVE)
+    return curve_pictures(
+        [(point["step"], point["train_loss"]) for point in training],
+        [(point["step"], point["validation_loss"]) for point in validation],
+        [(point["step"], point["learning_rate"]) for point in training],
+        accuracy,
+        confusions,
+    )
 
 
 def describe(metrics: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""metrics/plots/*.csv: what DVC and MLflow draw."""
+"""metrics/plots/*.csv: what DVC and evaluate draw."""
 
 import csv
 import io
@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from stages.artifacts.atomic import atomic_file
+from stages.errors import UserError
 
 
 def write_table(path: Path, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
@@ -16,3 +17,18 @@ def write_table(path: Path, columns: Sequence[str], rows: Iterable[Sequence[obje
     writer.writerows(rows)
     with atomic_file(path) as file:
         file.write(text.getvalue().encode())
+
+
+def read_numbers(path: Path) -> list[dict[str, float]]:
+    """Read a table whose cells are all numbers, a mapping of column to number for each row.
+
+    Raises:
+        UserError: the file is absent, or a cell is no number.
+    """
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            return [{column: float(cell) for column, cell in row.items()} for row in csv.DictReader(file)]
+    except FileNotFoundError:
+        raise UserError(f"{path}: not found; make it with `dvc repro`") from None
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{path}: expected numbers ({error}); make it again with `dvc repro --force`") from None

@@ -1,0 +1,105 @@
+"""metrics/report.html: one page, without network, in which a person steps through a text token by token.
+
+What comes from the data is text, never markup: Python escapes what it writes into HTML, and the page's script sets
+texts alone. A content security policy forbids the page to load or run anything but what it was written with.
+"""
+
+import base64
+import hashlib
+import html
+import json
+import string
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from stages.report.figures import FIGURES, figure_text
+from stages.report.shown import Shown, Text
+
+TEMPLATE = Path(__file__).with_name("page.html")
+SCRIPT = Path(__file__).with_name("page.js")
+STYLE = Path(__file__).with_name("page.css")
+
+
+def render(shown: Shown, metrics: Mapping[str, Any]) -> str:
+    """Return the page; the same model and figures give the same text."""
+    script, style = SCRIPT.read_text(encoding="utf-8"), STYLE.read_text(encoding="utf-8")
+    config = shown.network.config
+    parameters = sum(parameter.numel() for parameter in shown.network.parameters())
+    return string.Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
+        policy=f"default-src 'none'; style-src '{_digest(style)}'; script-src '{_digest(script)}'",
+        style=style,
+        script=script,
+        scored=html.escape(_scored(metrics)),
+        shape=html.escape(
+            f"{parameters:,} parameters: layers {config.n_layers}, heads {config.n_heads}, width {config.d_model}, "
+            f"context {config.context_length}, vocabulary {config.vocabulary_size:,}"
+        ),
+        figures="".join(
+            f"<div><dt>{html.escape(FIGURES[name])}</dt><dd>{html.escape(figure_text(metrics[name]))}</dd></div>"
+            for name in FIGURES
+            if name in metrics
+        ),
+        limits=html.escape(f"To keep this page small it shows {shown.limits}." if shown.limits else ""),
+        data=_json_in_html(_data(shown)),
+    )
+
+
+def _scored(metrics: Mapping[str, Any]) -> str:
+    rows = f"Scored on {metrics['rows']:,} {metrics['split']} rows"
+    return (
+        f"{rows}, which the model was trained on: nothing is held out." if metrics["split"] == "train" else f"{rows}."
+    )
+
+
+def _digest(source: str) -> str:
+    return "sha256-" + base64.b64encode(hashlib.sha256(source.encode()).digest()).decode()
+
+
+def _json_in_html(values: Any) -> str:
+    """Write JSON that cannot end the element it stands in, nor begin a comment or another one."""
+    text = json.dumps(values, ensure_ascii=False, separators=(",", ":"))
+    for character in "<>&\u2028\u2029":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return text
+
+
+def _data(shown: Shown) -> dict[str, Any]:
+    return {
+        "answers": shown.answers,
+        "layers": [layer + 1 for layer in shown.layers],
+        "heads": [head + 1 for head in shown.heads],
+        "texts": [_text(shown, text) for text in shown.texts],
+        "points": [[point.label, round(point.x, 4), round(point.y, 4), int(point.named)] for point in shown.points],
+    }
+
+
+def _text(shown: Shown, text: Text) -> dict[str, Any]:
+    tokens = [shown.labels[token_id] for token_id in text.token_ids]
+    reading = text.reading
+    return {
+        "tokens": tokens,
+        "completionStart": text.completion_start,
+        "cut": text.tokens > len(text.token_ids),
+        "expected": text.expected,
+        "answer": text.answer,
+        "exact": text.exact,
+        "likely": [
+            [
+                [shown.labels[token_id], round(probability, 4), int(token_id == truth)]
+                for token_id, probability in zip(ids, probabilities, strict=True)
+            ]
+            for ids, probabilities, truth in zip(
+                reading.likely_ids.tolist(), reading.likely_probabilities.tolist(), text.token_ids[1:], strict=True
+            )
+        ],
+        "truth": [round(probability, 4) for probability in reading.target_probabilities.tolist()],
+        "attention": [
+            [_lower_triangle(reading.attention[layer, head].tolist()) for head in shown.heads] for layer in shown.layers
+        ],
+    }
+
+
+def _lower_triangle(weights: Sequence[Sequence[float]]) -> list[list[int]]:
+    """Round to per cent; a token attends to none after itself."""
+    return [[round(100 * weight) for weight in row[: index + 1]] for index, row in enumerate(weights)]
