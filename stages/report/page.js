@@ -17,6 +17,7 @@
     return value > 0 && value < 1 ? "<1 %" : value < 100 && value > 99 ? ">99 %" : Math.round(value) + " %";
   }
 
+  const quoted = (token) => "“" + token + "”";
   const text = () => data.texts[chosen.text];
   const steps = (one) => one.tokens.length - 1;
   const missed = (one, step) => !one.likely[step][0][2];
@@ -111,7 +112,8 @@
       if (place === step) button.setAttribute("aria-current", "step");
       else button.removeAttribute("aria-current");
       const looked = share === undefined ? "" : ", looked at with " + share + " per cent";
-      button.setAttribute("aria-label", "token " + (place + 1) + ": " + one.tokens[place] + looked);
+      const surprise = place > 0 && missed(one, place - 1) ? ", not what the model expected" : "";
+      button.setAttribute("aria-label", "token " + (place + 1) + ": " + one.tokens[place] + looked + surprise);
     });
     byId("likely").replaceChildren(...one.likely[step].map(([name, share, isTrue]) => {
       const item = element("li", undefined, isTrue ? "is-true" : "");
@@ -123,13 +125,13 @@
       return item;
     }));
     const truth = one.tokens[step + 1];
-    byId("truth").textContent = "The true next token is " + truth + ", given " + percent(one.truth[step]) + ".";
+    byId("truth").textContent = "The true next token is " + quoted(truth) + ", given " + percent(one.truth[step]) + ".";
     const [guess, share] = one.likely[step][0];
     const most = row.indexOf(Math.max(...row));
-    const verdict = missed(one, step) ? "wrong: it is " + truth : "right";
+    const verdict = missed(one, step) ? "wrong: it is " + quoted(truth) : "right";
     byId("said").textContent =
-      "After " + one.tokens[step] + " the model expects " + guess + " (" + percent(share) + "), " + verdict +
-      ". It looks most at " + one.tokens[most] + " (" + row[most] + " %).";
+      "After " + quoted(one.tokens[step]) + " the model expects " + quoted(guess) + " (" + percent(share) + "), " + verdict +
+      ". It looks most at " + quoted(one.tokens[most]) + " (" + row[most] + " %).";
     byId("place").textContent = "token " + (step + 1) + " of " + steps(one) + (one.cut ? " shown" : "");
     byId("back").disabled = step === 0;
     byId("next").disabled = step === steps(one) - 1;
@@ -170,7 +172,7 @@
       item.append(button);
       items.push(item);
     }));
-    const most = 30;
+    const most = 20;
     const more = items.length > most ? [element("li", "and " + (items.length - most) + " more", "quiet")] : [];
     const none = element("li", "In these texts every next token was right.");
     byId("wrong").replaceChildren(...(items.length ? [...items.slice(0, most), ...more] : [none]));

@@ -152,12 +152,12 @@ def _next_tokens(shown: Shown, text: Text) -> Figure:
         read, truth = text.token_ids[step : step + 2]
         hit = int(reading.likely_ids[step, 0]) == truth
         axes.text(-2.05, step, shown.labels[read], va="center", fontweight="bold")
-        truth_text = f"{shown.labels[truth]} {float(reading.target_probabilities[step]):.0%}"
+        truth_text = f"{shown.labels[truth]} · {float(reading.target_probabilities[step]):.0%}"
         axes.text(-0.6, step, truth_text, va="center", ha="right", color=_GREY if hit else "#b91c1c")
         for rank in range(likely):
             token_id, probability = int(reading.likely_ids[step, rank]), float(probabilities[step, rank])
             axes.text(
-                rank, step, f"{shown.labels[token_id]} {probability:.0%}", ha="center", va="center", fontsize=8,
+                rank, step, f"{shown.labels[token_id]} · {probability:.0%}", ha="center", va="center", fontsize=8,
                 color="white" if probability > 0.6 else "#1f2937",
             )  # fmt: skip
             if token_id == truth:
