@@ -36,6 +36,7 @@ from stages.dataset import open_examples
 from stages.errors import UserError
 from stages.parameters import read_section
 from stages.provenance import read_provenance, stage_provenance
+from stages.report.description import describe_run
 from stages.report.labels import TokenLabels
 from stages.report.page import render
 from stages.report.pictures import Curve, curve_pictures, model_pictures
@@ -113,7 +114,8 @@ def main() -> None:
     samples = complete_rows(model, examples, vocabulary.eos_id, parameters)
     metrics = {"split": split, **summarise(scores, metadata.splits[split], samples)}
     write_json(METRICS_FILE, metrics)
-    write_samples(samples[: parameters.samples], vocabulary)
+    readable = decode_samples(samples[: parameters.samples], vocabulary)
+    write_table(SAMPLES_FILE, ["prompt", "expected", "completion", "exact_match"], readable)
     labels = TokenLabels(vocabulary)
     accuracy, confusions = accuracy_by_position(scores), most_confused(scores, labels)
     write_table(POSITIONS_FILE, ["position", "accuracy", "tokens"], accuracy)
@@ -124,7 +126,8 @@ def main() -> None:
     pictures = [*write_pictures(PICTURES_FOLDER / "curves", curves)]
     pictures += write_pictures(PICTURES_FOLDER / "model", model_pictures(shown))
     paths = [METRICS_FILE, SAMPLES_FILE, POSITIONS_FILE, CONFUSIONS_FILE, REPORT_FILE, *pictures]
-    log_evaluation(read_provenance(), stage_provenance("evaluate"), DATASET_FOLDER, metrics, paths)
+    description = describe_run(metrics, readable)
+    log_evaluation(read_provenance(), stage_provenance("evaluate"), DATASET_FOLDER, metrics, description, paths)
     print(describe(metrics))
 
 
@@ -232,13 +235,12 @@ def summarise(scores: Scores, metadata: SplitMetadata, samples: list[Sample]) ->
     return {name: round(value, DECIMALS) for name, value in figures.items()}
 
 
-def write_samples(samples: list[Sample], vocabulary: Vocabulary) -> None:
-    """Write what the model answers, to be read by a person."""
-    rows = [
-        (*(vocabulary.decode(part) for part in (sample.prompt, sample.expected, sample.completion)), sample.exact)
-        for sample in samples
+def decode_samples(samples: list[Sample], vocabulary: Vocabulary) -> list[tuple[str, str, str, bool]]:
+    """Return what the model answers, as texts to be read by a person."""
+    decode = vocabulary.decode
+    return [
+        (decode(sample.prompt), decode(sample.expected), decode(sample.completion), sample.exact) for sample in samples
     ]
-    write_table(SAMPLES_FILE, ["prompt", "expected", "completion", "exact_match"], rows)
 
 
 def accuracy_by_position(scores: Scores) -> list[tuple[int, float, int]]:
