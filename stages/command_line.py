@@ -2,11 +2,13 @@
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sized
+from types import FrameType
 from typing import TypeVar
 
-from stages.errors import UserError
+from stages.errors import Stopped, UserError
 
 _INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
@@ -15,11 +17,15 @@ Chunk = TypeVar("Chunk", bound=Sized)
 
 def run(main: Callable[[], None]) -> None:
     """Call ``main`` and end the process: a mistake of the user's is told in a few lines, without a traceback."""
+    signal.signal(signal.SIGTERM, _stop)
     try:
         main()
         sys.stdout.flush()
     except UserError as error:
         sys.exit(f"error: {error}")
+    except Stopped as stopped:
+        print(stopped.message, file=sys.stderr)
+        raise
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(_INTERRUPTED)
@@ -27,6 +33,11 @@ def run(main: Callable[[], None]) -> None:
         # The reader of a pipe, such as head, has had enough. Python would complain when it flushes stdout at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+
+
+def _stop(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - a signal handler's signature
+    """End as after an error, so that what is half done is put away."""
+    raise Stopped(f"stopped by {signal.Signals(number).name}", 128 + number)
 
 
 def command_parser(description: str | None) -> argparse.ArgumentParser:

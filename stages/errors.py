@@ -1,4 +1,4 @@
-"""What a user can put right: reported in a few lines, never as a traceback."""
+"""How a command ends before its work is done: told in a few lines, never as a traceback."""
 
 
 class UserError(Exception):
@@ -7,3 +7,11 @@ class UserError(Exception):
     The message names the file, the row or key, what was found, what is allowed and the fix. Every command prints it on
     stderr and exits with 1.
     """
+
+
+class Stopped(SystemExit):
+    """Someone asked the process to end. Every command prints the message on stderr and exits with the code."""
+
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(code)
+        self.message = message

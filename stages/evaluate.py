@@ -34,6 +34,7 @@ from stages.core.vocabulary import Vocabulary
 from stages.core.windows import IGNORE_INDEX
 from stages.dataset import open_examples
 from stages.errors import UserError
+from stages.model_registry import log_model
 from stages.parameters import read_section
 from stages.provenance import read_provenance, stage_provenance
 from stages.report.description import describe_run
@@ -42,7 +43,7 @@ from stages.report.page import render
 from stages.report.pictures import Curve, curve_pictures, model_pictures
 from stages.report.shown import Shown, choose, read_text, show
 from stages.runtime import RuntimeParameters
-from stages.tracking import log_evaluation
+from stages.tracking import Evaluation, check_store, log_evaluation
 
 TRAIN_CURVE = Path("metrics/plots/train_loss.csv")
 VALIDATION_CURVE = Path("metrics/plots/validation_loss.csv")
@@ -103,6 +104,9 @@ def main() -> None:
     argparse.ArgumentParser(prog="python -m stages.evaluate", description=__doc__).parse_args()
     parameters = read_section("evaluate", EvaluateParameters)
     runtime = read_section("runtime", RuntimeParameters)
+    required = runtime.tracking == "required"
+    if required:
+        check_store()
     model = read_model()
     vocabulary = read_vocabulary()
     metadata = read_metadata()
@@ -126,8 +130,12 @@ def main() -> None:
     pictures = [*write_pictures(PICTURES_FOLDER / "curves", curves)]
     pictures += write_pictures(PICTURES_FOLDER / "model", model_pictures(shown))
     paths = [METRICS_FILE, SAMPLES_FILE, POSITIONS_FILE, CONFUSIONS_FILE, REPORT_FILE, *pictures]
-    description = describe_run(metrics, readable)
-    log_evaluation(read_provenance(), stage_provenance("evaluate"), DATASET_FOLDER, metrics, description, paths)
+    evaluation = Evaluation(stage_provenance("evaluate"), metrics, describe_run(metrics, readable), paths)
+    trained_from = read_provenance()
+    run = log_evaluation(trained_from, evaluation, DATASET_FOLDER, required=required)
+    if run is not None:
+        prompt = vocabulary.decode(samples[0].prompt) if samples else ""
+        log_model(run, prompt, trained_from.parameters["train"]["register_as"])
     print(describe(metrics))
 
 

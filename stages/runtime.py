@@ -27,6 +27,12 @@ class RuntimeParameters(ParameterModel):
     """CPU threads; null takes one a core. Another number can change the last digits of a trained weight."""
     loader_workers: Annotated[int, Field(ge=0)]
     """Processes that prepare batches ahead; 0 prepares them in the training process."""
+    checkpoint_minutes: Annotated[float, Field(gt=0)] | None
+    """Minutes between two checkpoints, from which a killed training goes on; null takes none."""
+    tracking: Literal["required", "optional"]
+    """Without its MLflow server, a stage fails at its start (required), or goes on unrecorded (optional)."""
+    system_metrics: bool
+    """Record the use of CPU, memory and GPU with each training."""
 
     def torch_device(self) -> str:
         """Return the one device that scoring and generation run on."""

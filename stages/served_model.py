@@ -10,7 +10,8 @@ import mlflow
 import pandas as pd
 from mlflow.exceptions import MlflowException
 from mlflow.models.signature import ModelSignature
-from mlflow.pyfunc import PythonModel, PythonModelContext
+from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
+from mlflow.pyfunc.model import PythonModel, PythonModelContext
 from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
 
 from stages.artifacts.model_weights import SavedModel, read_model
@@ -38,7 +39,7 @@ SIGNATURE = ModelSignature(
 )
 
 
-class CompletionModel(PythonModel):  # type: ignore[misc] # MLflow's class has no types
+class CompletionModel(PythonModel):
     """Completes prompts in batches."""
 
     _model: SavedModel
@@ -49,8 +50,8 @@ class CompletionModel(PythonModel):  # type: ignore[misc] # MLflow's class has n
         self._model = read_model(Path(context.artifacts["model"]))
         self._vocabulary = read_vocabulary(Path(context.artifacts["vocabulary"]))
 
-    def predict(
-        self, context: PythonModelContext, model_input: pd.DataFrame, params: dict[str, Any] | None = None
+    def predict(  # type: ignore[override] # MLflow passes the context only to who asks for it
+        self, model_input: pd.DataFrame, params: dict[str, Any] | None = None
     ) -> list[dict[str, str]]:
         """Complete each row's prompt.
 
@@ -85,7 +86,7 @@ class CompletionModel(PythonModel):  # type: ignore[misc] # MLflow's class has n
 
 
 def _refusal(message: str) -> MlflowException:
-    return MlflowException.invalid_parameter_value(message)
+    return MlflowException(message, error_code=INVALID_PARAMETER_VALUE)
 
 
 mlflow.models.set_model(CompletionModel())

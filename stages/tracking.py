@@ -1,16 +1,21 @@
-"""MLflow: one run for each training, which the evaluation of its model joins. The only module that imports mlflow.
+"""MLflow: one run for each training, which the evaluation of its model joins. Only served_model.py and model_registry.py import mlflow beside it.
 
 A run is found again by its model's fingerprint, never by an id in a file: an id in a DVC output would change at every run.
 """
 
+import hashlib
 import json
 import logging
 import os
-import queue
+import re
+import ssl
 import subprocess
-import threading
+import sys
 import time
-from collections.abc import Iterable, Mapping
+import urllib.error
+import urllib.request
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -18,13 +23,17 @@ from typing import Any, Self
 from filelock import FileLock
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-# With the default of seven retries an absent server is noticed after minutes.
+# With the default of seven retries, of two minutes each, an absent server is noticed after minutes.
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
 
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
-from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
+from mlflow.exceptions import MlflowException
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NOTE
 
+from stages.errors import UserError
+from stages.outbox import Outbox, Point, Sender
 from stages.parameters import read_all
 from stages.provenance import Provenance
 from stages.run_names import project_root, remember_run_name
@@ -34,6 +43,27 @@ logging.getLogger("mlflow").setLevel(logging.WARNING)
 
 FINGERPRINT_TAG = "fingerprint"
 EVALUATION_TAG = "evaluation_fingerprint"
+EXPERIMENT_TAG = "dvc.experiment"
+COMMIT_TAG = "git.commit"
+CHANGED_TAG = "git.changed_files"
+MODEL_NAME = "model"
+
+# A running pipeline changes these itself.
+WRITTEN_BY_DVC = ("dvc.lock", "metrics/")
+# What a served model imports.
+REQUIREMENTS = (
+    "mlflow",
+    "numpy",
+    "pandas",
+    "pydantic",
+    "ruamel.yaml",
+    "safetensors",
+    "tiktoken",
+    "tokenizers",
+    "torch",
+)
+
+_SECONDS_TO_ANSWER = 5
 
 
 def tracking_uri() -> str:
@@ -42,16 +72,16 @@ def tracking_uri() -> str:
 
 
 class TrainingRun:
-    """A running MLflow run. Metrics are sent by a thread of their own, many at a time, so that no step waits for them."""
+    """A running MLflow run. What cannot be sent is kept, and sent at the next start."""
 
-    def __init__(self, client: MlflowClient, run: Run) -> None:
+    def __init__(self, client: MlflowClient, run: Run, outbox: Outbox) -> None:
+        self.id: str | None = run.info.run_id
         self.name: str = run.info.run_name
         self._client = client
-        self._run_id: str = run.info.run_id
-        self._points: queue.SimpleQueue[Metric | None] = queue.SimpleQueue()
-        self._failure: Exception | None = None
-        self._sender = threading.Thread(target=self._send, name="mlflow", daemon=True)
-        self._sender.start()
+        self._outbox = outbox
+        self._sender = Sender(outbox, lambda points: _send_points(client, run.info.run_id, points))
+        # A resumed training comes by steps that it has sent already.
+        self._sent = {name: _last_step(client, run.info.run_id, name) for name in run.data.metrics}
 
     def __enter__(self) -> Self:
         return self
@@ -59,142 +89,360 @@ class TrainingRun:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
     ) -> None:
-        """Send what is left and end the run: finished, failed, or killed by Ctrl-C."""
-        self._points.put(None)
-        self._sender.join()
-        status = "FINISHED" if kind is None else "KILLED" if issubclass(kind, KeyboardInterrupt) else "FAILED"
-        self._client.set_terminated(self._run_id, status)
-        if self._failure is not None and error is None:
-            raise self._failure
+        """Send what is left and end the run: finished, failed, or killed by a signal."""
+        status = "FINISHED" if kind is None else "FAILED" if issubclass(kind, Exception) else "KILLED"
+        self._outbox.keep_end(status)
+        try:
+            sent = self._sender.close()
+            if sent:
+                _send(self._client, self._outbox)
+        except Exception:  # noqa: BLE001 - nothing is lost
+            sent = False
+        if not sent:
+            self._outbox.close()
+            print(
+                f"MLflow at {masked(tracking_uri())} cannot be reached: what it has not got is in {self._outbox.folder}/; "
+                "the next `dvc repro` that runs a stage sends it, or `python -m stages.send_metrics`",
+                file=sys.stderr,
+            )
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         """Take one point of each curve; returns at once."""
         now = int(time.time() * 1000)
         for name, value in metrics.items():
-            self._points.put(Metric(name, value, now, step))
+            if step > self._sent.get(name, -1):
+                self._sender.put(Point(name, value, now, step))
 
     def log_files(self, paths: Iterable[Path]) -> None:
         """Keep files with the run, in the folders in which they lie."""
-        _log_files(self._client, self._run_id, paths)
-
-    def _send(self) -> None:
-        more = True
-        while more:
-            points = [self._points.get()]
-            while len(points) < 1000 and not self._points.empty():
-                points.append(self._points.get())
-            more = None not in points
-            try:
-                self._client.log_batch(self._run_id, metrics=[point for point in points if point is not None])
-            except Exception as error:  # noqa: BLE001 - told when the run ends: training goes on
-                self._failure = error
+        for path in paths:
+            self._outbox.keep_file(path)
 
 
-def start_training_run(provenance: Provenance, dataset_path: Path) -> TrainingRun:
-    """Create the run of a training, with its parameters, inputs and the tags that lead back to it."""
-    client, experiment_id = _open_store()
-    return TrainingRun(client, _create_run(client, experiment_id, provenance, dataset_path))
+class UnrecordedRun:
+    """Takes the place of a run where there is no MLflow server and `runtime.tracking` is optional."""
+
+    id: str | None = None
+    name = "none: not recorded"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Do nothing."""
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
+        """Do nothing."""
+
+    def log_files(self, paths: Iterable[Path]) -> None:
+        """Do nothing."""
+
+
+def start_training_run(
+    provenance: Provenance, dataset_path: Path, run_id: str | None = None, *, required: bool = True
+) -> TrainingRun | UnrecordedRun:
+    """Create the run of a training, with its parameters, inputs and the tags that lead back to it.
+
+    Args:
+        provenance: what the training's result is made from.
+        dataset_path: the dataset's folder.
+        run_id: the run of the training that this one resumes, which it goes on with if the store still has it.
+        required: False goes on without a run where the server cannot be reached.
+
+    Raises:
+        UserError: the store cannot be used, and is required.
+    """
+    opened = _open_store_if(required=required)
+    if opened is None:
+        return UnrecordedRun()
+    client, experiment_id = opened
+    if run_id is not None:
+        try:
+            client.update_run(run_id, status="RUNNING")
+        except MlflowException:
+            pass  # deleted, or in another store
+        else:
+            return TrainingRun(client, client.get_run(run_id), Outbox.open(run_id, _store()))
+    return TrainingRun(client, *_create_run(client, experiment_id, provenance, dataset_path))
+
+
+def send_left_behind() -> list[str]:
+    """Send what earlier runs could not, end the runs of killed processes, and return what was done, in words.
+
+    Raises:
+        UserError: the store cannot be used.
+    """
+    return _send_left_behind(_connect())
+
+
+def masked(text: str) -> str:
+    """Hide what is secret in the addresses within a text."""
+    text = re.sub(r"://[^/@\s]+@", "://***@", text)
+    return re.sub(r"(?i)([?&][^=&\s]*(?:password|token|secret|key)[^=&\s]*)=[^&\s]+", r"\1=***", text)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What an evaluation adds to a run."""
+
+    provenance: Provenance
+    metrics: Mapping[str, Any]
+    description: str
+    """For people, in Markdown."""
+    paths: Sequence[Path]
+    """Files to keep with the run."""
 
 
 def log_evaluation(
-    model: Provenance, evaluation: Provenance, dataset_path: Path, metrics: Mapping[str, Any], paths: Iterable[Path]
-) -> None:
+    model: Provenance, evaluation: Evaluation, dataset_path: Path, *, required: bool = True
+) -> Run | None:
     """Add an evaluation to the run that trained the model.
 
     Where that run has been evaluated with other parameters, a child run takes the new figures; where the store does not
     know the run (the model came from another machine), it is created.
+
+    Returns:
+        the run that trained the model; None where there is no store and none is required.
+
+    Raises:
+        UserError: the store cannot be used, and is required.
     """
-    client, experiment_id = _open_store()
+    opened = _open_store_if(required=required)
+    if opened is None:
+        return None
+    client, experiment_id = opened
     found = client.search_runs(
         [experiment_id],
         f"tags.{FINGERPRINT_TAG} = '{model.fingerprint}'",
         order_by=["attributes.start_time DESC"],
         max_results=1,
     )
-    run = found[0] if found else _create_run(client, experiment_id, model, dataset_path)
+    outbox = None
+    if found:
+        run = found[0]
+    else:
+        run, outbox = _create_run(client, experiment_id, model, dataset_path)
     run_id = run.info.run_id
-    if run.data.tags.get(EVALUATION_TAG, evaluation.fingerprint) != evaluation.fingerprint:
+    fingerprint = evaluation.provenance.fingerprint
+    if run.data.tags.get(EVALUATION_TAG, fingerprint) != fingerprint:
         child = client.create_run(
             experiment_id,
-            run_name=f"{run.info.run_name} evaluation {evaluation.fingerprint[:7]}",
+            run_name=f"{run.info.run_name} evaluation {fingerprint[:7]}",
             tags={MLFLOW_PARENT_RUN_ID: run_id},
         )
         run_id = child.info.run_id
-        client.log_batch(run_id, params=_parameters(evaluation.parameters))
+        outbox = Outbox.open(run_id, _store())
+        client.log_batch(run_id, params=_parameters(evaluation.provenance.parameters))
     now = int(time.time() * 1000)
+    tags = {
+        EVALUATION_TAG: fingerprint,
+        "evaluation_split": str(evaluation.metrics["split"]),
+        MLFLOW_RUN_NOTE: f"{evaluation.description}\n\n{_leading_back(run)}",
+    }
     client.log_batch(
         run_id,
-        metrics=[Metric(name, value, now, 0) for name, value in metrics.items() if isinstance(value, int | float)],
-        tags=[RunTag(EVALUATION_TAG, evaluation.fingerprint), RunTag("evaluation_split", str(metrics["split"]))],
+        metrics=[
+            Metric(name, value, now, 0) for name, value in evaluation.metrics.items() if isinstance(value, int | float)
+        ],
+        tags=[RunTag(name, value) for name, value in tags.items()],
     )
-    _log_files(client, run_id, paths)
-    if run_id != run.info.run_id or not found:
+    for path in evaluation.paths:
+        client.log_artifact(run_id, str(path), str(path.parent))
+    if outbox is not None:
         client.set_terminated(run_id)
+        outbox.remove()
+    return run
 
 
-def _one_at_a_time() -> FileLock:
+def one_at_a_time() -> FileLock:
     """Keep processes of this workspace apart where MLflow breaks: two that create one SQLite store, or one dataset."""
     return FileLock(project_root() / "mlflow.db.lock")
 
 
+def check_store() -> None:
+    """See that the store can be used, before work is done that it is to record.
+
+    Raises:
+        UserError: it cannot.
+    """
+    _connect()
+
+
+def _open_store_if(*, required: bool) -> tuple[MlflowClient, str] | None:
+    """Open the store; where it cannot be used and need not be, say so and return None."""
+    try:
+        return _open_store()
+    except UserError as error:
+        if required:
+            raise
+        print(f"{error}; going on without a record, as runtime.tracking is optional", file=sys.stderr)
+        return None
+
+
 def _open_store() -> tuple[MlflowClient, str]:
-    """Connect to the store and find the experiment, creating both where they are new."""
+    """Connect to the store and find the experiment, creating both where they are new; send what was left behind."""
+    client = _connect()
     root = project_root()
+    name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or root.name
+    try:
+        with one_at_a_time():
+            experiment = client.get_experiment_by_name(name)
+            if experiment is not None:
+                experiment_id = experiment.experiment_id
+            else:
+                # A server keeps artifacts where it was told to; beside an SQLite file they would go to the working folder.
+                location = (root / "mlartifacts").as_uri() if tracking_uri().startswith("sqlite") else None
+                experiment_id = client.create_experiment(name, artifact_location=location)
+    except Exception as error:  # noqa: BLE001 - of many libraries
+        raise UserError(f"MLflow at {masked(tracking_uri())}: {masked(str(error))}") from None
+    for line in _send_left_behind(client):
+        print(line, file=sys.stderr)
+    return client, experiment_id
+
+
+def _connect() -> MlflowClient:
+    """Open the store.
+
+    Raises:
+        UserError: the server does not answer within seconds, or the store cannot be opened.
+    """
     uri = tracking_uri()
-    with _one_at_a_time():
-        client = MlflowClient(uri)
-        name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or root.name
-        experiment = client.get_experiment_by_name(name)
-        if experiment is not None:
-            return client, experiment.experiment_id
-        # A server keeps artifacts where it was told to; beside an SQLite file they would go to the working folder.
-        location = (root / "mlartifacts").as_uri() if uri.startswith("sqlite") else None
-        return client, client.create_experiment(name, artifact_location=location)
+    shown = masked(uri)
+    if uri.startswith(("http://", "https://")):
+        # MLflow's own answer to an absent server comes late.
+        address = re.sub(r"://[^/@]+@", "://", uri).rstrip("/")
+        try:
+            urllib.request.urlopen(f"{address}/health", timeout=_SECONDS_TO_ANSWER).close()  # noqa: S310 - http alone
+        except urllib.error.HTTPError:
+            pass  # someone is there; MLflow itself says what is wrong
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "reason", error)
+            if not isinstance(reason, ssl.SSLError):
+                raise UserError(
+                    f"MLflow at {shown} (MLFLOW_TRACKING_URI) cannot be reached: {reason}; start it, unset the variable "
+                    "to record in mlflow.db, or set runtime.tracking: optional in params.yaml"
+                ) from None
+    try:
+        with one_at_a_time():
+            return MlflowClient(uri)
+    except Exception as error:  # noqa: BLE001 - of many libraries
+        raise UserError(f"MLflow at {shown} cannot be opened: {masked(str(error))}") from None
 
 
-def _create_run(client: MlflowClient, experiment_id: str, provenance: Provenance, dataset_path: Path) -> Run:
+def _send_left_behind(client: MlflowClient) -> list[str]:
+    done = []
+    for outbox in Outbox.left_behind(_store()):
+        try:
+            run = client.get_run(outbox.run_id)
+            killed = outbox.end()[0] == "KILLED"
+            points = _send(client, outbox)
+        except MlflowException as error:
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                outbox.remove()  # a person deleted the run
+            else:
+                done.append(f"run {outbox.run_id}: {masked(str(error))}; delete {outbox.folder}/ to give it up")
+        else:
+            what = "marked as killed, as its process is gone" if killed else f"sent what was left, {points:,} points"
+            done.append(f"MLflow run {run.info.run_name}: {what}")
+    return done
+
+
+def _send(client: MlflowClient, outbox: Outbox) -> int:
+    """Send all that an outbox holds, end its run and delete it; return the number of points."""
+    points = outbox.send_points(lambda points: _send_points(client, outbox.run_id, points))
+    for path, place in outbox.files():
+        client.log_artifact(outbox.run_id, str(path), str(place.parent))
+    status, milliseconds = outbox.end()
+    client.set_terminated(outbox.run_id, status, milliseconds)
+    outbox.remove()
+    return points
+
+
+def _send_points(client: MlflowClient, run_id: str, points: Sequence[Point]) -> None:
+    client.log_batch(run_id, metrics=[Metric(*point) for point in points])
+
+
+def _last_step(client: MlflowClient, run_id: str, name: str) -> int:
+    return max((point.step for point in client.get_metric_history(run_id, name)), default=-1)
+
+
+def _store() -> str:
+    """Return what tells this store from others, and gives no secret away."""
+    return hashlib.sha256(tracking_uri().encode()).hexdigest()[:16]
+
+
+def _create_run(
+    client: MlflowClient, experiment_id: str, provenance: Provenance, dataset_path: Path
+) -> tuple[Run, Outbox]:
     parameters = _parameters(read_all())
     run = client.create_run(
         experiment_id,
         run_name=_name(client, experiment_id, provenance, parameters),
         tags=_tags(provenance),
     )
+    outbox = Outbox.open(run.info.run_id, _store())
     client.log_batch(run.info.run_id, params=parameters)
     digest = provenance.dependencies[str(dataset_path)]
     source = json.dumps({"uri": str(dataset_path)})
     profile = (dataset_path / "metadata.json").read_text(encoding="utf-8")
     dataset = Dataset(dataset_path.name, digest, source_type="local", source=source, profile=profile)
-    with _one_at_a_time():
+    with one_at_a_time():
         client.log_inputs(run.info.run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])])
     remember_run_name(provenance.fingerprint, run.info.run_name)
-    return run
+    return run, outbox
 
 
 def _name(client: MlflowClient, experiment_id: str, provenance: Provenance, parameters: list[Param]) -> str:
-    """Name a run by DVC's experiment and by the parameters that differ from those of the run before."""
+    """Name a run by DVC's experiment and by what differs from the training before: parameters, else data and code."""
     name = os.environ.get("DVC_EXP_NAME") or f"train-{provenance.fingerprint[:7]}"
-    before = client.search_runs([experiment_id], order_by=["attributes.start_time DESC"], max_results=1)
+    # A run without this tag is an evaluation, which has not all parameters.
+    before = client.search_runs(
+        [experiment_id], f"tags.{FINGERPRINT_TAG} LIKE '%'", order_by=["attributes.start_time DESC"], max_results=1
+    )
     if not before:
         return name
-    old = before[0].data.params
-    changed = [f"{item.key}={item.value}" for item in parameters if old.get(item.key) != item.value]
-    tracked = [change for change in changed if not change.startswith("runtime.")]
-    more = f" and {len(tracked) - 3} more" if len(tracked) > 3 else ""
-    return " ".join([name, *tracked[:3]]) + more
+    old, tags = before[0].data.params, before[0].data.tags
+    tracked = [item for item in parameters if not item.key.startswith("runtime.")]
+    changed = [f"{item.key}={item.value}" for item in tracked if old.get(item.key) != item.value] or [
+        f"other {Path(path).name}"
+        for path, digest in provenance.dependencies.items()
+        if tags.get(f"md5.{path}") != digest
+    ]
+    more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
+    return " ".join([name, *changed[:3]]) + more
 
 
 def _tags(provenance: Provenance) -> dict[str, str]:
     commit = os.environ.get("DVC_EXP_BASELINE_REV") or _git("rev-parse", "HEAD")
+    experiment = os.environ.get("DVC_EXP_NAME", "")
+    changed = [name for name in _git("diff", "--name-only", "HEAD").splitlines() if not name.startswith(WRITTEN_BY_DVC)]
     tags = {
         FINGERPRINT_TAG: provenance.fingerprint,
-        "dvc.experiment": os.environ.get("DVC_EXP_NAME", ""),
-        "git.commit": commit,
+        EXPERIMENT_TAG: experiment,
+        COMMIT_TAG: commit,
+        CHANGED_TAG: "" if experiment else ", ".join(changed),  # an experiment's commit holds its changes
         "mlflow.source.git.commit": commit,
-        "git.changed_files": _git("diff", "--name-only", "HEAD").replace("\n", ", "),
-        "mlflow.source.name": "dvc repro",
+        "mlflow.source.name": "dvc exp run" if experiment else "dvc repro",
     }
     tags |= {f"md5.{path}": digest for path, digest in provenance.dependencies.items()}
     return {name: value for name, value in tags.items() if value}
+
+
+def _leading_back(run: Run) -> str:
+    """Write the commands that bring a run's code, parameters and model back, as Markdown."""
+    tags = run.data.tags
+    commands = []
+    if COMMIT_TAG in tags:
+        commands.append(f"git checkout {tags[COMMIT_TAG]}")
+    if EXPERIMENT_TAG in tags:
+        commands.append(f"dvc exp apply {tags[EXPERIMENT_TAG]}")
+    elif CHANGED_TAG not in tags:
+        commands.append("dvc repro")
+    commands.append(f"mlflow models serve -m runs:/{run.info.run_id}/{MODEL_NAME} --env-manager local")
+    files = tags.get(CHANGED_TAG, "").split(", ")
+    more = f" and {len(files) - 3} more files" if len(files) > 3 else ""
+    changed = f"\nNot in that commit: changes of {', '.join(files[:3])}{more}.\n" if CHANGED_TAG in tags else ""
+    return "### Back to this run\n\n" + "\n".join(f"    {command}" for command in commands) + "\n" + changed
 
 
 def _git(*arguments: str) -> str:
@@ -207,7 +455,12 @@ def _git(*arguments: str) -> str:
 
 
 def _parameters(values: Mapping[str, Any]) -> list[Param]:
-    return [Param(name, str(value)) for name, value in _flatten(values)]
+    return [Param(name, _as_yaml(value)) for name, value in _flatten(values)]
+
+
+def _as_yaml(value: Any) -> str:
+    """Write a value as params.yaml has it: null and true, not Python's None and True."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
@@ -216,8 +469,3 @@ def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str,
             yield from _flatten(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
-
-
-def _log_files(client: MlflowClient, run_id: str, paths: Iterable[Path]) -> None:
-    for path in paths:
-        client.log_artifact(run_id, str(path), str(path.parent))

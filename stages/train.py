@@ -21,6 +21,7 @@ from stages.tracking import start_training_run
 from stages.training.fit import Trained, fit
 from stages.training.history import Curves
 from stages.training.optimization import TrainParameters
+from stages.training.resume import CheckpointFolder
 
 METRICS_FILE = Path("metrics/train.json")
 TRAIN_CURVE = Path("metrics/plots/train_loss.csv")
@@ -29,7 +30,11 @@ VALIDATION_CURVE = Path("metrics/plots/validation_loss.csv")
 
 def main() -> None:
     """Train as params.yaml says."""
-    argparse.ArgumentParser(prog="python -m stages.train", description=__doc__).parse_args()
+    parser = argparse.ArgumentParser(prog="python -m stages.train", description=__doc__)
+    parser.add_argument(
+        "--restart", action="store_true", help="do not go on from a checkpoint: train from the first step"
+    )
+    options = parser.parse_args()
     model_parameters = read_section("model", ModelParameters)
     parameters = read_section("train", TrainParameters)
     runtime = read_section("runtime", RuntimeParameters)
@@ -43,15 +48,23 @@ def main() -> None:
     lightning.seed_everything(parameters.seed, verbose=False)
     network = Transformer(config)
     provenance = stage_provenance("train")
-    with start_training_run(provenance, DATASET_FOLDER) as run:
-        print(f"MLflow run: {run.name}")
-        trained = fit(network, training, validation, parameters, runtime, run.log_metrics)
-        write_curves(trained.curves)
-        metrics = summarise(trained, network)
-        write_json(METRICS_FILE, metrics)
-        answers_prompts = len(training.rows_with_completion()) > 0
-        write_model(MODEL_FOLDER, SavedModel(network, prompts_end_with_eos=answers_prompts), provenance)
-        run.log_files([VOCABULARY_FILE, METRICS_FILE, TRAIN_CURVE, VALIDATION_CURVE])
+    checkpoints = CheckpointFolder(provenance.fingerprint)
+    with checkpoints.held():
+        if options.restart:
+            checkpoints.restart()
+        required = runtime.tracking == "required"
+        with start_training_run(provenance, DATASET_FOLDER, checkpoints.run_id, required=required) as run:
+            if run.id is not None:
+                checkpoints.remember_run(run.id)
+            print(f"MLflow run: {run.name}")
+            trained = fit(network, training, validation, parameters, runtime, run.log_metrics, checkpoints)
+            write_curves(trained.curves)
+            metrics = summarise(trained, network)
+            write_json(METRICS_FILE, metrics)
+            answers_prompts = len(training.rows_with_completion()) > 0
+            write_model(MODEL_FOLDER, SavedModel(network, prompts_end_with_eos=answers_prompts), provenance)
+            run.log_files([VOCABULARY_FILE, METRICS_FILE, TRAIN_CURVE, VALIDATION_CURVE])
+        checkpoints.remove()
     figures = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items() if name.endswith("loss"))
     print(f"{trained.steps} steps of {metrics['parameters']:,} parameters: {figures} -> {MODEL_FOLDER}/")
 

@@ -12,7 +12,12 @@ MOST_CHARACTERS = 120
 def describe_run(metrics: Mapping[str, Any], samples: Sequence[tuple[str, str, str, bool]]) -> str:
     """Return a table of figures and some completions: prompt, expected, completion, whether they are the same."""
     note = ", which the model was trained on" if metrics["split"] == "train" else ""
-    lines = [f"### Results on {metrics['rows']:,} {metrics['split']} rows{note}", "", "| figure | value |", "|---|---:|"]
+    lines = [
+        f"### Results on {metrics['rows']:,} {metrics['split']} rows{note}",
+        "",
+        "| figure | value |",
+        "|---|---:|",
+    ]
     lines += [f"| {label} | {figure_text(metrics[name])} |" for name, label in FIGURES.items() if name in metrics]
     if samples:
         lines += ["", "### Samples", "", "| prompt | expected | completion | |", "|---|---|---|---|"]

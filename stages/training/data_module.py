@@ -4,14 +4,15 @@ Shapes: B examples in a micro-batch, T tokens.
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import lightning
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from stages.core.examples import Examples
 from stages.core.windows import IGNORE_INDEX, Windows
@@ -76,6 +77,20 @@ class TrainingBatches(Dataset[Batch]):
         random = np.random.default_rng([self._plan.seed, which])
         windows = self._examples.full_windows(int(random.integers(self._examples.largest_offset() + 1)))
         return windows.select(random.permutation(self._plan.examples))
+
+
+class FromStep(Sampler[int]):
+    """The numbers of a training's micro-batches from one step on; its length is that of the whole training."""
+
+    def __init__(self, plan: "TrainingPlan", step: int) -> None:
+        self._batches = range(plan.steps * plan.micro_batches)
+        self._first = step * plan.micro_batches
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._batches[self._first :])
 
 
 class ScoringBatches(Dataset[Batch]):
@@ -169,10 +184,21 @@ class TokenDataModule(lightning.LightningDataModule):
         self._validation = validation
         self._plan = plan
         self._loader_workers = loader_workers
+        self._first_step = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resumed training needs to load what comes next."""
+        assert self.trainer is not None  # noqa: S101 - tells the type checker
+        return {"step": self.trainer.global_step}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on where the state was taken."""
+        self._first_step = state_dict["step"]
 
     def train_dataloader(self) -> DataLoader[Batch]:
-        """Load every micro-batch of the training, in order."""
-        return self._loader(TrainingBatches(self._training, self._plan, self._rank))
+        """Load every micro-batch of the training that is left, in order."""
+        batches = TrainingBatches(self._training, self._plan, self._rank)
+        return self._loader(batches, FromStep(self._plan, self._first_step))
 
     def val_dataloader(self) -> DataLoader[Batch] | list[None]:
         """Load this device's share of the validation split; nothing where it has no rows."""
@@ -189,11 +215,12 @@ class TokenDataModule(lightning.LightningDataModule):
     def _world_size(self) -> int:
         return self.trainer.world_size if self.trainer else 1
 
-    def _loader(self, batches: Dataset[Batch]) -> DataLoader[Batch]:
+    def _loader(self, batches: Dataset[Batch], order: Sampler[int] | None = None) -> DataLoader[Batch]:
         # The dataset's items are whole batches, so the loader must not collate or shuffle them.
         return DataLoader(
             batches,
             batch_size=None,
+            sampler=order,
             num_workers=self._loader_workers,
             persistent_workers=self._loader_workers > 0,
             pin_memory=torch.cuda.is_available(),

@@ -20,6 +20,7 @@ from stages.training.history import BestWeights, Curves, Log, TrainingHistory
 from stages.training.lightning_module import LanguageModel
 from stages.training.optimization import TrainParameters
 from stages.training.progress import progress_callback
+from stages.training.resume import CheckpointFolder, Checkpoints, VerifiedCheckpoints
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ def fit(
     parameters: TrainParameters,
     runtime: RuntimeParameters,
     log: Log,
+    checkpoints: CheckpointFolder | None = None,
 ) -> Trained:
     """Train ``network`` in place.
 
@@ -52,10 +54,12 @@ def fit(
         parameters: how to train.
         runtime: on what to train.
         log: takes each point of each curve as it comes, with its step.
+        checkpoints: where to save the training now and then, and to go on from where it was saved; None does neither.
 
     Raises:
         UserError: the batch does not suit the data or the devices, the device does not know the precision, or the loss
             is infinite or not a number.
+        Stopped: a signal asked the training to end.
     """
     _quieten()
     if runtime.threads is not None:
@@ -70,8 +74,11 @@ def fit(
     if validation is not None and parameters.patience is not None:
         patience = EarlyStopping("validation_loss", patience=parameters.patience, check_on_train_epoch_end=False)
         callbacks.append(patience)
+    if checkpoints is not None:
+        callbacks.append(Checkpoints(checkpoints, plan, runtime.checkpoint_minutes))
     trainer = lightning.Trainer(
         **machine,
+        plugins=[VerifiedCheckpoints()],
         callbacks=callbacks,
         max_epochs=1,  # for Lightning all passes are one: the loader holds every step
         accumulate_grad_batches=plan.micro_batches,
@@ -82,7 +89,8 @@ def fit(
     )
     data = TokenDataModule(training, validation, plan, runtime.loader_workers)
     module = LanguageModel(network, parameters, plan)
-    trainer.fit(module, datamodule=data)
+    newest = checkpoints.newest() if checkpoints is not None else None
+    trainer.fit(module, datamodule=data, ckpt_path=newest, weights_only=True)
     if trainer.interrupted:
         raise KeyboardInterrupt
     steps = trainer.global_step
@@ -133,4 +141,5 @@ def _quieten() -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", ".*AMP with fp16 is not supported on CPU.*")
     warnings.filterwarnings("ignore", ".*does not have many workers.*")
+    warnings.filterwarnings("ignore", ".*dataloader is not resumable.*")
     warnings.filterwarnings("ignore", ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*")

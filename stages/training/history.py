@@ -47,6 +47,20 @@ class TrainingHistory(lightning.Callback):
         """Return the step of the last validation."""
         return self.curves.validation_loss[-1][0] if self.curves.validation_loss else None
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resumed training needs to go on with the curves."""
+        return {"curves": vars(self.curves), "scored": self._scored}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on where the state was taken."""
+        for name, points in state_dict["curves"].items():
+            getattr(self.curves, name)[:] = points
+        self._scored = state_dict["scored"]
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Start the clock of the first point's speed."""
+        self._since = time.perf_counter()
+
     def on_train_batch_end(
         self,
         trainer: lightning.Trainer,
@@ -68,11 +82,14 @@ class TrainingHistory(lightning.Callback):
         if step % self._every and step != self._plan.steps:
             return
         assert isinstance(pl_module, LanguageModel)  # noqa: S101 - tells the type checker
-        loss = pl_module.take_nats() / max(1, self._scored)
+        nats = pl_module.take_nats()
+        loss = float(nats.sum()) / max(1, self._scored)
         if not math.isfinite(loss):
+            first_bad = int(torch.isfinite(nats).logical_not().nonzero()[0]) // self._plan.micro_batches
+            before = self.curves.train_loss[-1][0] if self.curves.train_loss else 0
             message = (
-                f"the training loss became {loss} at step {step} of {self._plan.steps}: lower train.learning_rate, or set "
-                "train.gradient_clip to 1.0"
+                f"the training loss became {float(nats[first_bad])} at step {before + 1 + first_bad} of {self._plan.steps}: "
+                "lower train.learning_rate, or set train.gradient_clip to 1.0"
             )
             raise UserError(message)
         learning_rate = float(trainer.optimizers[0].param_groups[0]["lr"])
@@ -104,6 +121,14 @@ class BestWeights(lightning.Callback):
         self.step: int | None = None
         self.loss = math.inf
         self.weights: dict[str, torch.Tensor] = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resumed training needs to go on comparing."""
+        return {"step": self.step, "loss": self.loss, "weights": self.weights}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on where the state was taken."""
+        self.step, self.loss, self.weights = state_dict["step"], state_dict["loss"], state_dict["weights"]
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Copy the weights if they are the best so far."""

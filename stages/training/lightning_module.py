@@ -35,11 +35,25 @@ class LanguageModel(lightning.LightningModule):
         shares = self._plan.micro_batches * self.trainer.world_size
         return nats * (shares / max(1, batch.scored_in_step))
 
-    def take_nats(self) -> float:
-        """Return the sum of the training losses since the last call, over all devices, in nats."""
-        total = self._sum_over_devices(torch.stack(self._nats).cpu().double().sum())
+    def take_nats(self) -> torch.Tensor:
+        """Return the summed loss of each micro-batch since the last call, over all devices, in nats: double, on the CPU."""
+        nats = self._sum_over_devices(torch.stack(self._nats))
         self._nats = []
-        return total
+        return nats
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Save the losses of every device since the last call of ``take_nats``."""
+        nats = torch.stack(self._nats) if self._nats else torch.zeros(0, device=self.device)
+        gathered = self.all_gather(nats)
+        assert isinstance(gathered, torch.Tensor)  # noqa: S101 - tells the type checker
+        checkpoint["nats"] = gathered.reshape(self.trainer.world_size, -1)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on with this device's losses; with another number of devices, the first one takes them all."""
+        nats = checkpoint["nats"].to(self.trainer.strategy.root_device)
+        rank = self.trainer.global_rank
+        rows = nats if len(nats) == self.trainer.world_size else nats.reshape(1, -1)
+        self._nats = list(rows[rank]) if rank < len(rows) else []
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Count the loss of one batch of the validation split."""
@@ -50,7 +64,7 @@ class LanguageModel(lightning.LightningModule):
         """Log the mean loss over every target of the validation split, in nats."""
         nats = torch.stack(self._validation_nats).cpu().double().sum() if self._validation_nats else torch.zeros(())
         scored = self._sum_over_devices(torch.tensor(float(self._validation_scored)))
-        self.log("validation_loss", self._sum_over_devices(nats) / max(1.0, scored), prog_bar=True)
+        self.log("validation_loss", float(self._sum_over_devices(nats) / max(1.0, float(scored))), prog_bar=True)
         self._validation_nats, self._validation_scored = [], 0
 
     def configure_optimizers(self) -> Any:
@@ -74,8 +88,13 @@ class LanguageModel(lightning.LightningModule):
     def _eager_loss(self, input_ids: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         return summed_loss(self.network.hidden_states(input_ids), self.network.output, targets)
 
-    def _sum_over_devices(self, value: torch.Tensor) -> float:
-        return float(self.trainer.strategy.reduce(value.to(self.device), reduce_op="sum"))
+    def _sum_over_devices(self, values: torch.Tensor) -> torch.Tensor:
+        values = values.cpu().double()
+        if self.trainer.world_size == 1:
+            return values  # not all devices know doubles
+        total = self.trainer.strategy.reduce(values.to(self.device), reduce_op="sum")
+        assert isinstance(total, torch.Tensor)  # noqa: S101 - tells the type checker
+        return total.cpu()
 
     def _seed_dropout(self, batch_idx: int) -> None:
         """Make dropout a function of the step alone, so that a resumed run drops what an uninterrupted one drops."""

@@ -36,6 +36,7 @@ def runtime_parameters(**changed: Any) -> RuntimeParameters:
         "strategy": "auto",
         "threads": 1,
         "loader_workers": 0,
+        "tracking": "required",
     }
     return RuntimeParameters(**values | changed)
 

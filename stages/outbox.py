@@ -1,0 +1,191 @@
+"""Metrics on their way to the tracking server: no step waits for it, and what it does not take is kept on disk.
+
+A run's outbox is a folder of the main workspace, locked as long as its process lives and deleted when all is sent and the
+run has ended. One that is found unlocked belongs to a process that was killed, or whose server was away. Sending is given as
+a function: this module knows no MLflow.
+"""
+
+import json
+import os
+import queue
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple, Self
+
+from filelock import FileLock, Timeout
+
+from stages.run_names import project_root
+
+FOLDER = Path(".runs/unsent")
+BATCH = 1000  # points in one request, the most that MLflow takes
+RETRY_SECONDS = 10.0
+
+
+class Point(NamedTuple):
+    """One point of a curve."""
+
+    name: str
+    value: float
+    milliseconds: int
+    """Since 1970."""
+    step: int
+
+
+Send = Callable[[Sequence[Point]], None]
+
+
+class Outbox:
+    """What one run has yet to send."""
+
+    def __init__(self, run_id: str, lock: FileLock) -> None:
+        self.run_id = run_id
+        self._lock = lock  # held
+        self._folder = Path(lock.lock_file).parent
+        self._points = self._folder / "points.jsonl"
+        self._end = self._folder / "end.json"
+        self._files = self._folder / "files"
+
+    @classmethod
+    def open(cls, run_id: str, store: str) -> Self:
+        """Begin the outbox of a run; ``store`` tells which server or file it belongs to, and holds no secret."""
+        folder = project_root() / FOLDER / run_id
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / "lock")
+        lock.acquire()
+        (folder / "store").write_text(store, encoding="utf-8")
+        return cls(run_id, lock)
+
+    @classmethod
+    def left_behind(cls, store: str) -> Iterator[Self]:
+        """Take the outboxes whose process is gone, one after another."""
+        for place in sorted((project_root() / FOLDER).glob("*/store")):
+            lock = FileLock(place.with_name("lock"))
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                continue
+            with lock:
+                if place.exists() and place.read_text(encoding="utf-8") == store:
+                    yield cls(place.parent.name, lock)
+
+    @property
+    def folder(self) -> Path:
+        """Return where it lies."""
+        return self._folder
+
+    def touch(self) -> None:
+        """Show that the run's process lives."""
+        os.utime(self._folder)
+
+    def keep(self, points: Sequence[Point]) -> None:
+        """Add points, to be sent another time."""
+        with self._points.open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps(point) + "\n" for point in points)
+
+    def keep_file(self, path: Path) -> None:
+        """Add a copy of a file, to be sent another time."""
+        copy = self._files / path
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(path, copy)
+
+    def keep_end(self, status: str) -> None:
+        """Add how the run ended, and when."""
+        self._end.write_text(json.dumps([status, _now()]), encoding="utf-8")
+
+    def send_points(self, send: Send) -> int:
+        """Send the points that were kept, forget them, and return how many these were."""
+        if not self._points.exists():
+            return 0
+        sent = 0
+        with self._points.open(encoding="utf-8") as file:
+            while batch := list(_parse(line for _, line in zip(range(BATCH), file, strict=False))):
+                send(batch)
+                sent += len(batch)
+        self._points.unlink()
+        return sent
+
+    def files(self) -> Iterator[tuple[Path, Path]]:
+        """Give each file that was kept, and the path that it had."""
+        for path in sorted(self._files.rglob("*")):
+            if path.is_file():
+                yield path, path.relative_to(self._files)
+
+    def end(self) -> tuple[str, int]:
+        """Return how the run ended and when, in milliseconds since 1970: killed, where it could not say so."""
+        if not self._end.exists():
+            return "KILLED", int(1000 * self._folder.stat().st_mtime)
+        status, milliseconds = json.loads(self._end.read_text(encoding="utf-8"))
+        return status, milliseconds
+
+    def close(self) -> None:
+        """Leave what it holds to the next process."""
+        self._lock.release()
+
+    def remove(self) -> None:
+        """Delete it: all is sent."""
+        shutil.rmtree(self._folder, ignore_errors=True)
+        self._lock.release()
+
+
+class Sender:
+    """Sends points from a thread of its own, many at a time; keeps in the outbox what cannot be sent now."""
+
+    def __init__(self, outbox: Outbox, send: Send) -> None:
+        self._outbox = outbox
+        self._send = send
+        self._queue: queue.SimpleQueue[Point | None] = queue.SimpleQueue()
+        self._kept = False
+        self._failed_at = -RETRY_SECONDS
+        self._thread = threading.Thread(target=self._run, name="tracking", daemon=True)
+        self._thread.start()
+
+    def put(self, point: Point) -> None:
+        """Take a point; returns at once. What waits in memory is at most what a curve holds, as one batch is sent."""
+        self._queue.put(point)
+
+    def close(self) -> bool:
+        """Send what is left and tell whether all could be sent."""
+        self._queue.put(None)
+        self._thread.join()
+        return not self._kept
+
+    def _run(self) -> None:
+        more = True
+        while more:
+            taken = [self._queue.get()]
+            while len(taken) < BATCH and not self._queue.empty():
+                taken.append(self._queue.get())
+            more = taken[-1] is not None
+            self._deliver([point for point in taken if point is not None], try_now=not more)
+
+    def _deliver(self, points: list[Point], *, try_now: bool) -> None:
+        self._outbox.touch()
+        if not (try_now or self._failed_at + RETRY_SECONDS <= time.monotonic()):
+            self._outbox.keep(points)
+            return
+        try:
+            if points:
+                self._send(points)
+            points = []
+            if self._kept:
+                self._outbox.send_points(self._send)
+                self._kept = False
+        except Exception:  # noqa: BLE001 - whatever keeps it from sending, training goes on
+            self._failed_at = time.monotonic()
+            self._kept = True
+            self._outbox.keep(points)
+
+
+def _parse(lines: Iterator[str]) -> Iterator[Point]:
+    for line in lines:
+        try:
+            yield Point(*json.loads(line))
+        except (ValueError, TypeError):
+            continue  # the last line of a process that was killed
+
+
+def _now() -> int:
+    return int(time.time() * 1000)

@@ -1,0 +1,14 @@
+"""Send what runs could not send while their MLflow server was away, and mark the runs of killed processes."""
+
+from stages import command_line
+from stages.tracking import send_left_behind
+
+
+def main() -> None:
+    """Send, and say what was sent."""
+    command_line.command_parser(__doc__).parse_args()
+    print("\n".join(send_left_behind()) or "nothing was left to send")
+
+
+if __name__ == "__main__":
+    command_line.run(main)

@@ -1,0 +1,211 @@
+"""A training that is broken off at any step, and goes on from a checkpoint, ends as one that never was."""
+
+import hashlib
+import os
+import pickle
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from stages.core.transformer import Transformer
+from stages.errors import Stopped, UserError
+from stages.training.fit import Trained, fit
+from stages.training.resume import CheckpointFolder
+from tests.training.conftest import examples, network, runtime_parameters, train_parameters
+
+EVERY_STEP = 1e-9
+STEPS = 12
+
+
+class BrokenOffError(Exception):
+    pass
+
+
+@pytest.fixture(autouse=True)
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.delenv("DVC_ROOT", raising=False)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def train(
+    folder: CheckpointFolder | None,
+    stop_at: int | None = None,
+    stop: Any = None,
+    runtime: dict[str, Any] | None = None,
+    **changed: Any,
+) -> tuple[Transformer, Trained]:
+    """Train; after step ``stop_at``, call ``stop``, by default an error."""
+
+    def log(metrics: dict[str, float], step: int) -> None:
+        if step == stop_at and "train_loss" in metrics:
+            if stop is None:
+                raise BrokenOffError
+            stop()
+
+    model = network(dropout=0.2)
+    parameters = train_parameters(**{"max_steps": STEPS, "validate_every": 3, "keep": "best"} | changed)
+    settings = runtime_parameters(**{"checkpoint_minutes": EVERY_STEP} | (runtime or {}))
+    return model, fit(model, examples(), examples(7, seed=1), parameters, settings, log, folder)
+
+
+def assert_same(one: tuple[Transformer, Trained], other: tuple[Transformer, Trained]) -> None:
+    for (name, first), second in zip(one[0].state_dict().items(), other[0].state_dict().values(), strict=True):
+        assert torch.equal(first, second), name
+    assert one[1] == other[1]
+
+
+def broken_off(stop_at: int, **settings: Any) -> CheckpointFolder:
+    folder = CheckpointFolder("f" * 16)
+    with pytest.raises(BrokenOffError), folder.held():
+        train(folder, stop_at, **settings)
+    return folder
+
+
+@pytest.mark.parametrize("stop_at", [2, 3, 6, 12])
+def test_a_resumed_training_ends_with_the_same_bytes(stop_at: int, capsys: pytest.CaptureFixture[str]) -> None:
+    expected = train(None)
+    folder = broken_off(stop_at)
+    assert_same(train(folder), expected)
+    assert f"resumed at step {stop_at - 1}/{STEPS}" in capsys.readouterr().out
+
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "accumulation": {"runtime": {"micro_batch_size": 2}},
+    "last weights": {"keep": "last"},
+    "patience": {"patience": 2, "learning_rate": 0.5, "min_learning_rate": 0.0, "schedule": "constant", "validate_every": 1},
+    "linear schedule": {"schedule": "linear"},
+    "adam in bf16": {"optimizer": "adam", "precision": "bf16-mixed"},
+    "a curve with few points": {"runtime": {"micro_batch_size": 2}, "keep": "last"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "settings"), SETTINGS.items(), ids=SETTINGS.keys())
+def test_a_resumed_training_ends_with_the_same_bytes_whatever_its_settings(
+    name: str, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = "few points" in name
+    if few:  # steps 5, 10 and the last: losses wait for the curve's next point when the training breaks off
+        monkeypatch.setattr("stages.training.history.CURVE_POINTS", 3)
+        settings = settings | {"max_steps": 14}
+    expected = train(None, **settings)
+    folder = broken_off(10 if few else 3, **settings)
+    assert_same(train(folder, **settings), expected)
+
+
+def test_a_training_may_be_broken_off_many_times() -> None:
+    expected = train(None)
+    for stop_at in (2, 5, 6, 9):
+        folder = broken_off(stop_at)
+    assert_same(train(folder), expected)
+
+
+def test_out_of_memory_the_step_may_be_cut_into_smaller_micro_batches() -> None:
+    folder = broken_off(5)
+    _, trained = train(folder, runtime={"micro_batch_size": 1})
+    _, expected = train(None)
+    assert [step for step, _ in trained.curves.train_loss] == [step for step, _ in expected.curves.train_loss]
+    assert trained.curves.train_loss[-1][1] == pytest.approx(expected.curves.train_loss[-1][1], abs=0.2)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_the_step_and_stops_with_the_shells_code(number: signal.Signals) -> None:
+    folder = CheckpointFolder("f" * 16)
+    with pytest.raises(Stopped) as stopped, folder.held():
+        train(folder, 5, lambda: os.kill(os.getpid(), number), runtime={"checkpoint_minutes": None})
+    assert stopped.value.code == 128 + number
+    assert stopped.value.message == f"stopped by {number.name} at step 5/12; `dvc repro` goes on from step 5"
+    assert_same(train(folder), train(None))
+
+
+def test_the_last_two_checkpoints_are_kept_and_a_torn_one_is_passed_over(capsys: pytest.CaptureFixture[str]) -> None:
+    folder = broken_off(6)
+    kept = sorted(folder.path.glob("*.ckpt"))
+    assert [int(path.stem) for path in kept] == [4, 5]
+    kept[1].write_bytes(kept[1].read_bytes()[:-1000])
+    assert folder.newest() == kept[0]
+    assert f"{kept[1]}: damaged" in capsys.readouterr().err
+    assert_same(train(folder), train(None))
+
+
+@pytest.mark.parametrize("damage", ["flipped", "no hash", "empty"])
+def test_a_damaged_checkpoint_is_told_by_its_hash(damage: str) -> None:
+    folder = broken_off(6)
+    before, newest = sorted(folder.path.glob("*.ckpt"))
+    match damage:
+        case "flipped":
+            data = bytearray(newest.read_bytes())
+            data[len(data) // 2] ^= 1
+            newest.write_bytes(data)
+        case "no hash":
+            newest.with_suffix(".sha256").unlink()
+        case "empty":
+            newest.write_bytes(b"")
+    assert folder.newest() == before
+
+
+def test_a_process_that_trains_keeps_others_out() -> None:
+    folder = CheckpointFolder("f" * 16)
+    with (
+        folder.held(),
+        pytest.raises(UserError, match=f"process {os.getpid()} is training"),
+        CheckpointFolder("f" * 16).held(),
+    ):
+        pass
+    with CheckpointFolder("f" * 16).held():
+        pass
+    assert not folder.path.exists()
+
+
+def test_restart_forgets_the_checkpoints_and_the_run() -> None:
+    folder = broken_off(6)
+    folder.remember_run("abc")
+    assert folder.run_id == "abc"
+    folder.restart()
+    assert folder.newest() is None
+    assert folder.run_id is None
+
+
+def test_a_training_that_diverges_keeps_its_last_good_checkpoint() -> None:
+    folder = CheckpointFolder("f" * 16)
+    wild: dict[str, Any] = {
+        "learning_rate": 1e30,
+        "min_learning_rate": 0.0,
+        "schedule": "constant",
+        "warmup_steps": 4,
+        "gradient_clip": 0.0,
+    }
+    with (
+        pytest.raises(UserError, match=r"loss became (nan|inf) at step \d+ of 12: lower train.learning_rate"),
+        folder.held(),
+    ):
+        train(folder, **wild)
+    newest = folder.newest()
+    assert newest is not None
+    state = torch.load(newest, weights_only=True)
+    assert all(bool(torch.isfinite(value).all()) for value in state["state_dict"].values())
+
+
+class Payload:
+    def __reduce__(self) -> tuple[Any, tuple[str]]:
+        return os.system, ("touch payload-ran",)
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+def test_a_malicious_checkpoint_is_refused_and_its_payload_does_not_run(project: Path) -> None:
+    folder = broken_off(6)
+    newest = folder.newest()
+    assert newest is not None
+    for data in (pickle.dumps(Payload()), b"junk"):
+        newest.write_bytes(data)
+        newest.with_suffix(".sha256").write_text(f"{hashlib.sha256(data).hexdigest()}  {newest.name}\n")
+        with pytest.raises(UserError, match="no checkpoint of this project"):
+            train(folder)
+    torch.save({"state_dict": Payload()}, newest)
+    newest.with_suffix(".sha256").write_text(f"{hashlib.sha256(newest.read_bytes()).hexdigest()}  {newest.name}\n")
+    with pytest.raises(UserError, match="no checkpoint of this project"):
+        train(folder)
+    assert not (project / "payload-ran").exists()
