@@ -34,14 +34,16 @@ from stages.core.vocabulary import Vocabulary
 from stages.core.windows import IGNORE_INDEX
 from stages.dataset import open_examples
 from stages.errors import UserError
+from stages.model_registry import log_model
 from stages.parameters import read_section
 from stages.provenance import read_provenance, stage_provenance
+from stages.report.description import describe_run
 from stages.report.labels import TokenLabels
 from stages.report.page import render
 from stages.report.pictures import Curve, curve_pictures, model_pictures
 from stages.report.shown import Shown, choose, read_text, show
 from stages.runtime import RuntimeParameters
-from stages.tracking import check_store, log_evaluation
+from stages.tracking import Evaluation, check_store, log_evaluation
 
 TRAIN_CURVE = Path("metrics/plots/train_loss.csv")
 VALIDATION_CURVE = Path("metrics/plots/validation_loss.csv")
@@ -116,7 +118,8 @@ def main() -> None:
     samples = complete_rows(model, examples, vocabulary.eos_id, parameters)
     metrics = {"split": split, **summarise(scores, metadata.splits[split], samples)}
     write_json(METRICS_FILE, metrics)
-    write_samples(samples[: parameters.samples], vocabulary)
+    readable = decode_samples(samples[: parameters.samples], vocabulary)
+    write_table(SAMPLES_FILE, ["prompt", "expected", "completion", "exact_match"], readable)
     labels = TokenLabels(vocabulary)
     accuracy, confusions = accuracy_by_position(scores), most_confused(scores, labels)
     write_table(POSITIONS_FILE, ["position", "accuracy", "tokens"], accuracy)
@@ -127,8 +130,12 @@ def main() -> None:
     pictures = [*write_pictures(PICTURES_FOLDER / "curves", curves)]
     pictures += write_pictures(PICTURES_FOLDER / "model", model_pictures(shown))
     paths = [METRICS_FILE, SAMPLES_FILE, POSITIONS_FILE, CONFUSIONS_FILE, REPORT_FILE, *pictures]
-    provenance = stage_provenance("evaluate")
-    log_evaluation(read_provenance(), provenance, DATASET_FOLDER, metrics, paths, required=required)
+    evaluation = Evaluation(stage_provenance("evaluate"), metrics, describe_run(metrics, readable), paths)
+    trained_from = read_provenance()
+    run = log_evaluation(trained_from, evaluation, DATASET_FOLDER, required=required)
+    if run is not None:
+        prompt = vocabulary.decode(samples[0].prompt) if samples else ""
+        log_model(run, prompt, trained_from.parameters["train"]["register_as"])
     print(describe(metrics))
 
 
@@ -236,13 +243,12 @@ def summarise(scores: Scores, metadata: SplitMetadata, samples: list[Sample]) ->
     return {name: round(value, DECIMALS) for name, value in figures.items()}
 
 
-def write_samples(samples: list[Sample], vocabulary: Vocabulary) -> None:
-    """Write what the model answers, to be read by a person."""
-    rows = [
-        (*(vocabulary.decode(part) for part in (sample.prompt, sample.expected, sample.completion)), sample.exact)
-        for sample in samples
+def decode_samples(samples: list[Sample], vocabulary: Vocabulary) -> list[tuple[str, str, str, bool]]:
+    """Return what the model answers, as texts to be read by a person."""
+    decode = vocabulary.decode
+    return [
+        (decode(sample.prompt), decode(sample.expected), decode(sample.completion), sample.exact) for sample in samples
     ]
-    write_table(SAMPLES_FILE, ["prompt", "expected", "completion", "exact_match"], rows)
 
 
 def accuracy_by_position(scores: Scores) -> list[tuple[int, float, int]]:

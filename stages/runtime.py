@@ -31,6 +31,8 @@ class RuntimeParameters(ParameterModel):
     """Minutes between two checkpoints, from which a killed training goes on; null takes none."""
     tracking: Literal["required", "optional"]
     """Without its MLflow server, a stage fails at its start (required), or goes on unrecorded (optional)."""
+    system_metrics: bool
+    """Record the use of CPU, memory and GPU with each training."""
 
     def torch_device(self) -> str:
         """Return the one device that scoring and generation run on."""

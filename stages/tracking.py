@@ -1,4 +1,4 @@
-"""MLflow: one run for each training, which the evaluation of its model joins. The only module that imports mlflow.
+"""MLflow: one run for each training, which the evaluation of its model joins. Only served_model.py and model_registry.py import mlflow beside it.
 
 A run is found again by its model's fingerprint, never by an id in a file: an id in a DVC output would change at every run.
 """
@@ -15,6 +15,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -29,7 +30,7 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
-from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NOTE
 
 from stages.errors import UserError
 from stages.outbox import Outbox, Point, Sender
@@ -42,6 +43,25 @@ logging.getLogger("mlflow").setLevel(logging.WARNING)
 
 FINGERPRINT_TAG = "fingerprint"
 EVALUATION_TAG = "evaluation_fingerprint"
+EXPERIMENT_TAG = "dvc.experiment"
+COMMIT_TAG = "git.commit"
+CHANGED_TAG = "git.changed_files"
+MODEL_NAME = "model"
+
+# A running pipeline changes these itself.
+WRITTEN_BY_DVC = ("dvc.lock", "metrics/")
+# What a served model imports.
+REQUIREMENTS = (
+    "mlflow",
+    "numpy",
+    "pandas",
+    "pydantic",
+    "ruamel.yaml",
+    "safetensors",
+    "tiktoken",
+    "tokenizers",
+    "torch",
+)
 
 _SECONDS_TO_ANSWER = 5
 
@@ -161,26 +181,35 @@ def masked(text: str) -> str:
     return re.sub(r"(?i)([?&][^=&\s]*(?:password|token|secret|key)[^=&\s]*)=[^&\s]+", r"\1=***", text)
 
 
+@dataclass(frozen=True)
+class Evaluation:
+    """What an evaluation adds to a run."""
+
+    provenance: Provenance
+    metrics: Mapping[str, Any]
+    description: str
+    """For people, in Markdown."""
+    paths: Sequence[Path]
+    """Files to keep with the run."""
+
+
 def log_evaluation(
-    model: Provenance,
-    evaluation: Provenance,
-    dataset_path: Path,
-    metrics: Mapping[str, Any],
-    paths: Iterable[Path],
-    *,
-    required: bool = True,
-) -> None:
+    model: Provenance, evaluation: Evaluation, dataset_path: Path, *, required: bool = True
+) -> Run | None:
     """Add an evaluation to the run that trained the model.
 
     Where that run has been evaluated with other parameters, a child run takes the new figures; where the store does not
     know the run (the model came from another machine), it is created.
+
+    Returns:
+        the run that trained the model; None where there is no store and none is required.
 
     Raises:
         UserError: the store cannot be used, and is required.
     """
     opened = _open_store_if(required=required)
     if opened is None:
-        return
+        return None
     client, experiment_id = opened
     found = client.search_runs(
         [experiment_id],
@@ -194,29 +223,38 @@ def log_evaluation(
     else:
         run, outbox = _create_run(client, experiment_id, model, dataset_path)
     run_id = run.info.run_id
-    if run.data.tags.get(EVALUATION_TAG, evaluation.fingerprint) != evaluation.fingerprint:
+    fingerprint = evaluation.provenance.fingerprint
+    if run.data.tags.get(EVALUATION_TAG, fingerprint) != fingerprint:
         child = client.create_run(
             experiment_id,
-            run_name=f"{run.info.run_name} evaluation {evaluation.fingerprint[:7]}",
+            run_name=f"{run.info.run_name} evaluation {fingerprint[:7]}",
             tags={MLFLOW_PARENT_RUN_ID: run_id},
         )
         run_id = child.info.run_id
         outbox = Outbox.open(run_id, _store())
-        client.log_batch(run_id, params=_parameters(evaluation.parameters))
+        client.log_batch(run_id, params=_parameters(evaluation.provenance.parameters))
     now = int(time.time() * 1000)
+    tags = {
+        EVALUATION_TAG: fingerprint,
+        "evaluation_split": str(evaluation.metrics["split"]),
+        MLFLOW_RUN_NOTE: f"{evaluation.description}\n\n{_leading_back(run)}",
+    }
     client.log_batch(
         run_id,
-        metrics=[Metric(name, value, now, 0) for name, value in metrics.items() if isinstance(value, int | float)],
-        tags=[RunTag(EVALUATION_TAG, evaluation.fingerprint), RunTag("evaluation_split", str(metrics["split"]))],
+        metrics=[
+            Metric(name, value, now, 0) for name, value in evaluation.metrics.items() if isinstance(value, int | float)
+        ],
+        tags=[RunTag(name, value) for name, value in tags.items()],
     )
-    for path in paths:
+    for path in evaluation.paths:
         client.log_artifact(run_id, str(path), str(path.parent))
     if outbox is not None:
         client.set_terminated(run_id)
         outbox.remove()
+    return run
 
 
-def _one_at_a_time() -> FileLock:
+def one_at_a_time() -> FileLock:
     """Keep processes of this workspace apart where MLflow breaks: two that create one SQLite store, or one dataset."""
     return FileLock(project_root() / "mlflow.db.lock")
 
@@ -247,7 +285,7 @@ def _open_store() -> tuple[MlflowClient, str]:
     root = project_root()
     name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or root.name
     try:
-        with _one_at_a_time():
+        with one_at_a_time():
             experiment = client.get_experiment_by_name(name)
             if experiment is not None:
                 experiment_id = experiment.experiment_id
@@ -285,7 +323,7 @@ def _connect() -> MlflowClient:
                     "to record in mlflow.db, or set runtime.tracking: optional in params.yaml"
                 ) from None
     try:
-        with _one_at_a_time():
+        with one_at_a_time():
             return MlflowClient(uri)
     except Exception as error:  # noqa: BLE001 - of many libraries
         raise UserError(f"MLflow at {shown} cannot be opened: {masked(str(error))}") from None
@@ -348,37 +386,63 @@ def _create_run(
     source = json.dumps({"uri": str(dataset_path)})
     profile = (dataset_path / "metadata.json").read_text(encoding="utf-8")
     dataset = Dataset(dataset_path.name, digest, source_type="local", source=source, profile=profile)
-    with _one_at_a_time():
+    with one_at_a_time():
         client.log_inputs(run.info.run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])])
     remember_run_name(provenance.fingerprint, run.info.run_name)
     return run, outbox
 
 
 def _name(client: MlflowClient, experiment_id: str, provenance: Provenance, parameters: list[Param]) -> str:
-    """Name a run by DVC's experiment and by the parameters that differ from those of the run before."""
+    """Name a run by DVC's experiment and by what differs from the training before: parameters, else data and code."""
     name = os.environ.get("DVC_EXP_NAME") or f"train-{provenance.fingerprint[:7]}"
-    before = client.search_runs([experiment_id], order_by=["attributes.start_time DESC"], max_results=1)
+    # A run without this tag is an evaluation, which has not all parameters.
+    before = client.search_runs(
+        [experiment_id], f"tags.{FINGERPRINT_TAG} LIKE '%'", order_by=["attributes.start_time DESC"], max_results=1
+    )
     if not before:
         return name
-    old = before[0].data.params
-    changed = [f"{item.key}={item.value}" for item in parameters if old.get(item.key) != item.value]
-    tracked = [change for change in changed if not change.startswith("runtime.")]
-    more = f" and {len(tracked) - 3} more" if len(tracked) > 3 else ""
-    return " ".join([name, *tracked[:3]]) + more
+    old, tags = before[0].data.params, before[0].data.tags
+    tracked = [item for item in parameters if not item.key.startswith("runtime.")]
+    changed = [f"{item.key}={item.value}" for item in tracked if old.get(item.key) != item.value] or [
+        f"other {Path(path).name}"
+        for path, digest in provenance.dependencies.items()
+        if tags.get(f"md5.{path}") != digest
+    ]
+    more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
+    return " ".join([name, *changed[:3]]) + more
 
 
 def _tags(provenance: Provenance) -> dict[str, str]:
     commit = os.environ.get("DVC_EXP_BASELINE_REV") or _git("rev-parse", "HEAD")
+    experiment = os.environ.get("DVC_EXP_NAME", "")
+    changed = [name for name in _git("diff", "--name-only", "HEAD").splitlines() if not name.startswith(WRITTEN_BY_DVC)]
     tags = {
         FINGERPRINT_TAG: provenance.fingerprint,
-        "dvc.experiment": os.environ.get("DVC_EXP_NAME", ""),
-        "git.commit": commit,
+        EXPERIMENT_TAG: experiment,
+        COMMIT_TAG: commit,
+        CHANGED_TAG: "" if experiment else ", ".join(changed),  # an experiment's commit holds its changes
         "mlflow.source.git.commit": commit,
-        "git.changed_files": _git("diff", "--name-only", "HEAD").replace("\n", ", "),
-        "mlflow.source.name": "dvc repro",
+        "mlflow.source.name": "dvc exp run" if experiment else "dvc repro",
     }
     tags |= {f"md5.{path}": digest for path, digest in provenance.dependencies.items()}
     return {name: value for name, value in tags.items() if value}
+
+
+def _leading_back(run: Run) -> str:
+    """Write the commands that bring a run's code, parameters and model back, as Markdown."""
+    tags = run.data.tags
+    commands = []
+    if COMMIT_TAG in tags:
+        commands.append(f"git checkout {tags[COMMIT_TAG]}")
+    if EXPERIMENT_TAG in tags:
+        commands.append(f"dvc exp apply {tags[EXPERIMENT_TAG]}")
+    elif CHANGED_TAG not in tags:
+        commands.append("dvc repro")
+    commands.append(f"mlflow models serve -m runs:/{run.info.run_id}/{MODEL_NAME} --env-manager local")
+    files = tags.get(CHANGED_TAG, "").split(", ")
+    more = f" and {len(files) - 3} more files" if len(files) > 3 else ""
+    changed = f"\nNot in that commit: changes of {', '.join(files[:3])}{more}.\n" if CHANGED_TAG in tags else ""
+    return "### Back to this run\n\n" + "\n".join(f"    {command}" for command in commands) + "\n" + changed
 
 
 def _git(*arguments: str) -> str:
@@ -391,7 +455,12 @@ def _git(*arguments: str) -> str:
 
 
 def _parameters(values: Mapping[str, Any]) -> list[Param]:
-    return [Param(name, str(value)) for name, value in _flatten(values)]
+    return [Param(name, _as_yaml(value)) for name, value in _flatten(values)]
+
+
+def _as_yaml(value: Any) -> str:
+    """Write a value as params.yaml has it: null and true, not Python's None and True."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:

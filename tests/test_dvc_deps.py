@@ -62,13 +62,13 @@ def test_core_imports_no_io_no_lightning_and_no_mlflow(path: Path) -> None:
     }
 
 
-def test_only_tracking_imports_mlflow() -> None:
+def test_only_tracking_and_serving_import_mlflow() -> None:
     users = {
         path.name
         for path in (ROOT / "stages").rglob("*.py")
         if "mlflow" in {m.split(".")[0] for m in imported_modules(path)}
     }
-    assert users == {"tracking.py"}
+    assert users == {"tracking.py", "model_registry.py", "served_model.py"}
 
 
 def test_only_training_and_its_entry_import_lightning() -> None:

@@ -1,0 +1,71 @@
+"""The model as MLflow keeps it to be served: from code, with its weights, its words and what it needs to run."""
+
+from importlib.metadata import version
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import mlflow.pyfunc
+import pandas as pd
+from mlflow import MlflowClient
+from mlflow.entities import LoggedModel, LoggedModelOutput, Run
+from mlflow.models import Model
+
+from stages.artifacts.vocabulary_json import VOCABULARY_FILE
+from stages.provenance import MODEL_FOLDER
+from stages.served_model import SIGNATURE
+from stages.tracking import MODEL_NAME, one_at_a_time, tracking_uri
+
+SERVED_MODEL = Path("stages/served_model.py")
+# What it imports.
+REQUIREMENTS = (
+    "mlflow",
+    "numpy",
+    "pandas",
+    "pydantic",
+    "ruamel.yaml",
+    "safetensors",
+    "tiktoken",
+    "tokenizers",
+    "torch",
+)
+
+
+def log_model(run: Run, prompt: str, register_as: str | None) -> None:
+    """Keep data/model/ with the run that trained it, unless it is there; a name registers it as its next version.
+
+    ``prompt`` is an example of what the model is asked.
+    """
+    if run.outputs and run.outputs.model_outputs:
+        return
+    client = MlflowClient(tracking_uri())
+    run_id = run.info.run_id
+    logged = client.create_logged_model(run.info.experiment_id, MODEL_NAME, run_id)
+    with TemporaryDirectory() as folder:
+        mlflow.pyfunc.save_model(
+            folder,
+            mlflow_model=Model(logged.artifact_location, run_id, model_id=logged.model_id, model_uuid=logged.model_id),
+            python_model=str(SERVED_MODEL),
+            artifacts={"model": str(MODEL_FOLDER), "vocabulary": str(VOCABULARY_FILE)},
+            code_paths=[str(SERVED_MODEL.parent)],
+            pip_requirements=[f"{name}=={_public_version(name)}" for name in REQUIREMENTS],
+            signature=SIGNATURE,
+            input_example=pd.DataFrame({"prompt": [prompt]}),
+        )
+        client.log_model_artifacts(logged.model_id, folder)
+    client.finalize_logged_model(logged.model_id, "READY")
+    client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, 0)])
+    if register_as:
+        _register(client, register_as, logged)
+
+
+def _public_version(package: str) -> str:
+    """Return a package's version as an index knows it, without the local part that names a build."""
+    return version(package).partition("+")[0]
+
+
+def _register(client: MlflowClient, name: str, model: LoggedModel) -> None:
+    # Of two processes that register under a new name, one must come second.
+    with one_at_a_time():
+        if not client.search_registered_models(f"name = '{name}'"):
+            client.create_registered_model(name)
+        client.create_model_version(name, f"models:/{model.model_id}", model.source_run_id, model_id=model.model_id)

@@ -1,0 +1,35 @@
+"""A run's description in Markdown, as MLflow shows it above the run's parameters."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from stages.report.figures import FIGURES, figure_text
+
+SAMPLES = 3
+MOST_CHARACTERS = 120
+
+
+def describe_run(metrics: Mapping[str, Any], samples: Sequence[tuple[str, str, str, bool]]) -> str:
+    """Return a table of figures and some completions: prompt, expected, completion, whether they are the same."""
+    note = ", which the model was trained on" if metrics["split"] == "train" else ""
+    lines = [
+        f"### Results on {metrics['rows']:,} {metrics['split']} rows{note}",
+        "",
+        "| figure | value |",
+        "|---|---:|",
+    ]
+    lines += [f"| {label} | {figure_text(metrics[name])} |" for name, label in FIGURES.items() if name in metrics]
+    if samples:
+        lines += ["", "### Samples", "", "| prompt | expected | completion | |", "|---|---|---|---|"]
+        lines += [
+            f"| {_cell(prompt)} | {_cell(expected)} | {_cell(completion)} | {'✓' if exact else '✗'} |"
+            for prompt, expected, completion, exact in samples[:SAMPLES]
+        ]
+    return "\n".join(lines)
+
+
+def _cell(text: str) -> str:
+    """Write a text that stays a text within a Markdown table."""
+    text = text if len(text) <= MOST_CHARACTERS else text[: MOST_CHARACTERS - 1] + "…"
+    text = "".join(f"&#{ord(character)};" if character in "&<>|`*_[]()#!~$\\" else character for character in text)
+    return " ".join(text.split()) or " "

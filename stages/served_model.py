@@ -1,0 +1,92 @@
+"""The model as `mlflow models serve` runs it: prompts in, completions out.
+
+MLflow copies this file beside the weights ("models from code") and runs it when the model is loaded: nothing is pickled.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pandas as pd
+from mlflow.exceptions import MlflowException
+from mlflow.models.signature import ModelSignature
+from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
+from mlflow.pyfunc.model import PythonModel, PythonModelContext
+from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
+
+from stages.artifacts.model_weights import SavedModel, read_model
+from stages.artifacts.vocabulary_json import read_vocabulary
+from stages.core.generation import Sampling, generate
+from stages.core.vocabulary import Vocabulary
+from stages.errors import UserError
+
+MOST_PROMPTS = 1024
+BATCH_SIZE = 32
+
+# A parameter that a request leaves out takes the value given here; 0 tokens: as many as the context is long.
+SIGNATURE = ModelSignature(
+    inputs=Schema([ColSpec(DataType.string, "prompt")]),
+    outputs=Schema([ColSpec(DataType.string, "completion")]),
+    params=ParamSchema(
+        [
+            ParamSpec("max_tokens", DataType.long, 0),
+            ParamSpec("temperature", DataType.double, 0.0),
+            ParamSpec("top_k", DataType.long, 0),
+            ParamSpec("top_p", DataType.double, 1.0),
+            ParamSpec("seed", DataType.long, 0),
+        ]
+    ),
+)
+
+
+class CompletionModel(PythonModel):
+    """Completes prompts in batches."""
+
+    _model: SavedModel
+    _vocabulary: Vocabulary
+
+    def load_context(self, context: PythonModelContext) -> None:
+        """Read the weights and the vocabulary that were logged."""
+        self._model = read_model(Path(context.artifacts["model"]))
+        self._vocabulary = read_vocabulary(Path(context.artifacts["vocabulary"]))
+
+    def predict(  # type: ignore[override] # MLflow passes the context only to who asks for it
+        self, model_input: pd.DataFrame, params: dict[str, Any] | None = None
+    ) -> list[dict[str, str]]:
+        """Complete each row's prompt.
+
+        Raises:
+            MlflowException: a prompt or parameter cannot be used; the server answers with status 400.
+        """
+        texts = model_input["prompt"].tolist()
+        if len(texts) > MOST_PROMPTS:
+            raise _refusal(f"found {len(texts):,} prompts, allowed: at most {MOST_PROMPTS:,} in one request")
+        chosen = {spec.name: spec.default for spec in SIGNATURE.params.params} | (params or {})
+        if chosen["max_tokens"] < 0:
+            raise _refusal(f"max_tokens: found {chosen['max_tokens']}, allowed: 1 or more, or 0 for the context length")
+        longest = chosen["max_tokens"] or self._model.network.config.context_length
+        try:
+            sampling = Sampling(chosen["temperature"], chosen["top_k"] or None, chosen["top_p"], chosen["seed"])
+        except UserError as error:
+            raise _refusal(str(error)) from None
+        prompts = [self._prompt_ids(text, row) for row, text in enumerate(texts, start=1)]
+        completions = []
+        for first in range(0, len(prompts), BATCH_SIZE):
+            batch = prompts[first : first + BATCH_SIZE]
+            completions += generate(self._model.network, batch, self._vocabulary.eos_id, longest, sampling)
+        return [{"completion": self._vocabulary.decode(completion)} for completion in completions]
+
+    def _prompt_ids(self, text: Any, row: int) -> list[int]:
+        if not isinstance(text, str):
+            raise _refusal(f"prompt {row}: found {text!r}, allowed: a text")
+        try:
+            return self._model.prompt_ids(self._vocabulary.encode_prompt(text), self._vocabulary.eos_id)
+        except UserError as error:
+            raise _refusal(f"prompt {row}: {error}") from None
+
+
+def _refusal(message: str) -> MlflowException:
+    return MlflowException(message, error_code=INVALID_PARAMETER_VALUE)
+
+
+mlflow.models.set_model(CompletionModel())
