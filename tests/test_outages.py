@@ -18,11 +18,12 @@ from mlflow.entities import Run
 from stages import outbox, tracking
 from stages.errors import UserError
 from stages.provenance import Provenance
-from stages.tracking import TrainingRun
+from stages.tracking import Evaluation, TrainingRun
 from tests.conftest import clean_environment
 
 DATASET = Path("data/dataset")
 PROVENANCE = Provenance(fingerprint="a" * 16, dependencies={"data/dataset": "d" * 32}, parameters={})
+EVALUATION = Evaluation(PROVENANCE, {"split": "test"}, description="", paths=[])
 
 
 def free_port() -> int:
@@ -137,7 +138,7 @@ def test_optional_tracking_goes_on_without_a_server(
         run.log_metrics({"train_loss": 1.0}, 1)
         run.log_files([Path("metrics/train.json")])
     assert run.id is None
-    tracking.log_evaluation(PROVENANCE, PROVENANCE, DATASET, {"split": "test"}, [], required=False)
+    tracking.log_evaluation(PROVENANCE, EVALUATION, DATASET, required=False)
     assert capsys.readouterr().err.count("going on without a record") == 2
 
 
@@ -242,7 +243,7 @@ def test_the_run_of_a_killed_process_is_marked_and_gone_on_with(
 def test_the_next_start_of_anything_marks_the_run_of_a_killed_process(workspace: Path) -> None:
     run_id = abandoned()
     assert unsent(workspace) == [run_id]
-    tracking.log_evaluation(PROVENANCE, PROVENANCE, DATASET, {"split": "test"}, [])
+    tracking.log_evaluation(PROVENANCE, EVALUATION, DATASET)
     assert stored(run_id)[0].info.status == "KILLED"
     assert unsent(workspace) == []
 

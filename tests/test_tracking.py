@@ -47,7 +47,8 @@ def runs() -> list[Run]:
 
 def evaluate(model: Provenance, batch_size: float = 1, accuracy: float = 0.5) -> None:
     metrics = {"split": "test", "next_token_accuracy": accuracy}
-    tracking.log_evaluation(model, provenance("b" * 15 + str(batch_size), batch_size=batch_size), DATASET, metrics, [])
+    inputs = provenance("b" * 15 + str(batch_size), batch_size=batch_size)
+    tracking.log_evaluation(model, tracking.Evaluation(inputs, metrics, "A run.", []), DATASET)
 
 
 def test_a_training_is_one_run_with_parameters_inputs_and_tags() -> None:
