@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 export DVC_NO_ANALYTICS := true
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: help repro test ui lock clean
+.PHONY: help repro test ui compare lock clean
 
 help: ## Show this list.
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -27,7 +27,10 @@ test: $(VENV)/installed-dev ## Lint, type-check and test.
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/pytest
 
 ui: $(VENV)/installed ## Compare runs in MLflow, on 127.0.0.1:5000 (PORT=5001 for another port).
-	@PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m stages.tracking_ui --port $(PORT)
+	@PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m stages.ui --port $(PORT)
+
+compare: $(VENV)/installed ## Compare all experiments in the terminal: figures, and the parameters in which they differ.
+	@PATH="$(abspath $(BIN)):$$PATH" $(BIN)/dvc exp show --only-changed --drop '.*/.*|perplexity|completion_token_accuracy'
 
 lock: $(VENV)/installed-dev ## Pin the newest allowed version of every dependency (for maintainers).
 	$(BIN)/pip install --quiet uv

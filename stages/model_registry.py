@@ -12,8 +12,9 @@ from mlflow.models import Model
 
 from stages.artifacts.vocabulary_json import VOCABULARY_FILE
 from stages.provenance import MODEL_FOLDER
+from stages.run_names import tracking_uri
 from stages.served_model import SIGNATURE
-from stages.tracking import MODEL_NAME, one_at_a_time, tracking_uri
+from stages.tracking import MODEL_NAME, one_at_a_time
 
 SERVED_MODEL = Path("stages/served_model.py")
 # What it imports.

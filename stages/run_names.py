@@ -1,4 +1,4 @@
-"""Where the main workspace is, and which MLflow run each model came out of, without asking MLflow."""
+"""Where the main workspace and the MLflow store are, and which MLflow run each model came out of, without asking MLflow."""
 
 import os
 from pathlib import Path
@@ -10,6 +10,11 @@ FOLDER = Path(".runs")
 def project_root() -> Path:
     """Return the main workspace: DVC's queue works in temporary copies of it, which are deleted with what is in them."""
     return Path(os.environ.get("DVC_ROOT") or Path.cwd()).resolve()
+
+
+def tracking_uri() -> str:
+    """Return the store: MLFLOW_TRACKING_URI, or else an SQLite file in the main workspace."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{project_root() / 'mlflow.db'}"
 
 
 def remember_run_name(fingerprint: str, name: str) -> None:

@@ -26,6 +26,7 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 # With the default of seven retries, of two minutes each, an absent server is noticed after minutes.
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
@@ -36,7 +37,7 @@ from stages.errors import UserError
 from stages.outbox import Outbox, Point, Sender
 from stages.parameters import read_all
 from stages.provenance import Provenance
-from stages.run_names import project_root, remember_run_name
+from stages.run_names import project_root, remember_run_name, tracking_uri
 
 # What it says of creating its tables is no news to a user.
 logging.getLogger("mlflow").setLevel(logging.WARNING)
@@ -64,11 +65,6 @@ REQUIREMENTS = (
 )
 
 _SECONDS_TO_ANSWER = 5
-
-
-def tracking_uri() -> str:
-    """Return the store: MLFLOW_TRACKING_URI, or else an SQLite file in the main workspace."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{project_root() / 'mlflow.db'}"
 
 
 class TrainingRun:
