@@ -48,7 +48,11 @@ EVALUATION_TAG = "evaluation_fingerprint"
 EXPERIMENT_TAG = "dvc.experiment"
 COMMIT_TAG = "git.commit"
 CHANGED_TAG = "git.changed_files"
+INPUTS_TAG = "inputs.md5"
 MODEL_NAME = "model"
+
+# The pages that MLflow shows first: those of models in training.
+EXPERIMENT_KIND = {"mlflow.experimentKind": "custom_model_development"}
 
 # A running pipeline changes these itself.
 WRITTEN_BY_DVC = ("dvc.lock", "metrics/")
@@ -300,7 +304,7 @@ def _open_store() -> tuple[MlflowClient, str]:
             else:
                 # A server keeps artifacts where it was told to; beside an SQLite file they would go to the working folder.
                 location = (root / "mlartifacts").as_uri() if tracking_uri().startswith("sqlite") else None
-                experiment_id = client.create_experiment(name, artifact_location=location)
+                experiment_id = client.create_experiment(name, location, EXPERIMENT_KIND)
     except Exception as error:  # noqa: BLE001 - of many libraries
         raise UserError(f"MLflow at {masked(tracking_uri())}: {masked(str(error))}") from None
     for line in _send_left_behind(client):
@@ -411,10 +415,9 @@ def _name(client: MlflowClient, experiment_id: str, provenance: Provenance, para
         return name
     old, tags = before[0].data.params, before[0].data.tags
     tracked = [item for item in parameters if not item.key.startswith("runtime.")]
+    inputs = json.loads(tags.get(INPUTS_TAG, "{}"))
     changed = [f"{item.key}={item.value}" for item in tracked if old.get(item.key) != item.value] or [
-        f"other {Path(path).name}"
-        for path, digest in provenance.dependencies.items()
-        if tags.get(f"md5.{path}") != digest
+        f"other {Path(path).name}" for path, digest in provenance.dependencies.items() if inputs.get(path) != digest
     ]
     more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
     return " ".join([name, *changed[:3]]) + more
@@ -431,8 +434,8 @@ def _tags(provenance: Provenance) -> dict[str, str]:
         CHANGED_TAG: "" if experiment else ", ".join(changed),  # an experiment's commit holds its changes
         "mlflow.source.git.commit": commit,
         "mlflow.source.name": "dvc exp run" if experiment else "dvc repro",
+        INPUTS_TAG: json.dumps(provenance.dependencies),
     }
-    tags |= {f"md5.{path}": digest for path, digest in provenance.dependencies.items()}
     return {name: value for name, value in tags.items() if value}
 
 

@@ -1,5 +1,6 @@
 """A real store, in a folder of its own."""
 
+import json
 import threading
 from pathlib import Path
 
@@ -59,7 +60,7 @@ def test_a_training_is_one_run_with_parameters_inputs_and_tags() -> None:
     assert found.info.status == "FINISHED"
     assert found.data.params == {"train.learning_rate": "0.1", "train.betas": "[0.9, 0.999]"}
     assert found.data.tags["fingerprint"] == "a" * 16
-    assert found.data.tags["md5.data/vocabulary.json"] == "e" * 32
+    assert json.loads(found.data.tags["inputs.md5"])["data/vocabulary.json"] == "e" * 32
     assert found.inputs is not None
     assert found.inputs.dataset_inputs[0].dataset.digest == "d" * 32
     history = MlflowClient(tracking_uri()).get_metric_history(found.info.run_id, "train_loss")

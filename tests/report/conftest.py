@@ -1,0 +1,48 @@
+"""A small model with some texts, one of them hostile."""
+
+import pytest
+import torch
+
+from stages.core.transformer import Transformer, TransformerConfig
+from stages.core.vocabulary import Vocabulary, VocabularyParameters, build_vocabulary
+from stages.report.labels import TokenLabels
+from stages.report.shown import Shown, read_text, show
+
+HOSTILE = '<script>document.title="run"</script> $x_1^2$ & </textarea>'
+TEXTS = [("what is CNN", "Great"), (HOSTILE, "<b>no</b>"), ("", "Great")]
+METRICS = {"split": "test", "rows": 3, "tokens": 20, "loss": 1.5, "perplexity": 4.4817, "next_token_accuracy": 0.25}
+
+
+def make_shown(texts: list[tuple[str, str]] | None = None, *, tokenizer: str = "word", **changed: object) -> Shown:
+    """Return what is shown of an untrained model."""
+    texts = TEXTS if texts is None else texts
+    parameters = VocabularyParameters.model_validate({"tokenizer": tokenizer, "size": 300, "unknown_token": False})
+    vocabulary = build_vocabulary(parameters, [[part for text in texts for part in text]])
+    torch.manual_seed(0)
+    shape = {
+        "context_length": 64, "d_model": 8, "n_layers": 2, "n_heads": 2, "n_kv_heads": None, "feed_forward": "gelu",
+        "d_ff": None, "norm": "layer", "positions": "sinusoidal", "output_projection": True, "bias": False,
+        "output_bias": True, "tie_embeddings": False, "dropout": 0.0, "vocabulary_size": vocabulary.size,
+    }  # fmt: skip
+    network = Transformer(TransformerConfig.model_validate(shape | changed)).eval()
+    read = [
+        read_text(
+            network,
+            ([*encode(vocabulary, prompt), vocabulary.eos_id], [*encode(vocabulary, completion), vocabulary.eos_id]),
+            completion,
+            "an answer",
+            exact=False,
+        )
+        for prompt, completion in texts
+    ]
+    return show(network, read, TokenLabels(vocabulary), answers=True)
+
+
+def encode(vocabulary: Vocabulary, text: str) -> list[int]:
+    return vocabulary.encode(text)
+
+
+@pytest.fixture(scope="session")
+def shown() -> Shown:
+    """The default."""
+    return make_shown()

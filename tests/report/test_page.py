@@ -1,0 +1,114 @@
+import json
+import re
+from html.parser import HTMLParser
+
+import pytest
+import torch
+
+from stages.core.inspection import principal_plane, spread
+from stages.core.vocabulary import VocabularyParameters, build_vocabulary
+from stages.report.description import describe_run
+from stages.report.labels import TokenLabels
+from stages.report.page import render
+from stages.report.shown import TEXTS, TOKENS, Shown, choose
+from tests.report.conftest import HOSTILE, METRICS, make_shown
+
+
+class Elements(HTMLParser):
+    """What a browser would make of a page: its scripts, and all addresses in it."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.scripts = 0
+        self.addresses: list[str] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.scripts += tag == "script"
+        self.addresses += [value or "" for name, value in attrs if name in ("src", "href", "action")]
+
+
+def page_data(page: str) -> dict[str, object]:
+    found = re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.DOTALL)
+    assert found
+    values: dict[str, object] = json.loads(found[1])
+    return values
+
+
+def test_the_same_model_gives_the_same_page(shown: Shown) -> None:
+    assert render(shown, METRICS) == render(make_shown(), METRICS)
+
+
+def test_a_hostile_prompt_stays_text_and_nothing_is_loaded(shown: Shown) -> None:
+    page = render(shown, METRICS | {"split": "<script>"})
+    elements = Elements(page)
+    assert elements.scripts == 2  # the data and the page's own
+    assert elements.addresses == []
+    texts = page_data(page)["texts"]
+    assert isinstance(texts, list)
+    assert "".join(texts[1]["tokens"][:2]).startswith("<script>")
+
+
+def test_probabilities_and_attention_are_those_of_the_model(shown: Shown) -> None:
+    texts = page_data(render(shown, METRICS))["texts"]
+    assert isinstance(texts, list)
+    for text in texts:
+        steps = len(text["tokens"]) - 1
+        assert len(text["likely"]) == len(text["truth"]) == steps
+        for layer in text["attention"]:
+            for head in layer:
+                assert [len(row) for row in head] == list(range(1, steps + 1))
+                assert all(97 <= sum(row) <= 103 for row in head)
+
+
+def test_a_large_model_is_shown_in_part_and_the_page_says_so() -> None:
+    long = [(" ".join(f"word{index}" for index in range(200)), "end")]
+    shown = make_shown(long, context_length=256, n_layers=9, n_heads=8, d_model=16)
+    page = render(shown, METRICS)
+    assert "layers 1, 4, 6, 9 of 9" in page
+    assert f"the first {TOKENS} tokens of texts of up to 203" in page
+    assert len(page) < 400_000
+
+
+def test_wrong_answers_are_shown_beside_right_ones() -> None:
+    assert choose([True] * 20) == list(range(TEXTS))
+    assert choose([True] * 10 + [False] * 10) == [0, 1, 2, 10, 11, 12]
+    assert choose([False, True]) == [0, 1]
+    assert choose([False] * 20) == list(range(TEXTS))
+
+
+def test_the_plane_holds_the_largest_differences_with_a_fixed_sign() -> None:
+    torch.manual_seed(0)
+    vectors = torch.randn(40, 5) * torch.tensor([1.0, 9.0, 1.0, 4.0, 1.0])
+    places = principal_plane(vectors)
+    assert places.shape == (40, 2)
+    assert places.var(dim=0)[0] > places.var(dim=0)[1] > 9
+    assert torch.equal(places, principal_plane(vectors.clone()))
+    assert principal_plane(torch.randn(3, 1))[:, 1].tolist() == [0, 0, 0]
+
+
+def test_spread_takes_the_first_and_the_last() -> None:
+    assert spread(3, 4) == [0, 1, 2]
+    assert spread(12, 4) == [0, 4, 7, 11]
+
+
+@pytest.mark.parametrize(("tokenizer", "text", "labels"), [
+    ("word", "what is", ["what", "is"]),
+    ("character", "a \n\t", ["a", "␣", "↵", "⇥"]),
+    ("bpe", "é", ["Ã", "©"]),
+])  # fmt: skip
+def test_labels_show_white_space_and_bytes(tokenizer: str, text: str, labels: list[str]) -> None:
+    parameters = VocabularyParameters.model_validate({"tokenizer": tokenizer, "size": 257, "unknown_token": False})
+    vocabulary = build_vocabulary(parameters, [[text]])
+    names = TokenLabels(vocabulary)
+    assert [names[token_id] for token_id in vocabulary.encode(text)] == labels
+    assert names[vocabulary.eos_id] == "<EOS>"
+
+
+def test_a_description_holds_figures_and_samples_as_text() -> None:
+    text = describe_run(METRICS, [(HOSTILE, "a|b\nc", "x" * 500, False)] * 5)
+    assert "| next-token accuracy | 0.2500 |" in text
+    assert text.count("✗") == 3
+    assert "<script>" not in text
+    assert "a&#124;b c" in text
+    assert max(map(len, text.splitlines())) < 600

@@ -1,0 +1,32 @@
+import io
+
+import pytest
+from PIL import Image
+
+from stages.report.pictures import curve_pictures, model_pictures
+from stages.report.shown import Shown
+from tests.report.conftest import make_shown
+
+
+def test_the_same_model_gives_the_same_pictures(shown: Shown) -> None:
+    pictures = model_pictures(shown)
+    assert pictures == model_pictures(make_shown())
+    assert {"token_embeddings.png", "position_encodings.png", "attention_1.png", "next_tokens_2.png"} <= set(pictures)
+
+
+@pytest.mark.parametrize("positions", ["learned", "rotary"])
+def test_every_kind_of_position_can_be_drawn(positions: str) -> None:
+    assert "position_encodings.png" in model_pictures(make_shown([("a", "b")], positions=positions))
+
+
+def test_a_large_model_gives_small_pictures() -> None:
+    long = [("\u4e2d " + " ".join(f"word{index}" for index in range(100)), "end")]
+    shown = make_shown(long, context_length=128, n_layers=9, n_heads=8, d_model=16)
+    for name, content in model_pictures(shown).items():
+        assert len(content) < 300_000, name
+        assert max(Image.open(io.BytesIO(content)).size) < 4000, name
+
+
+def test_curves_that_are_empty_can_be_drawn() -> None:
+    pictures = curve_pictures([(1, 2.0)], [], [(1, 0.1)], [], [])
+    assert set(pictures) == {"loss.png", "learning_rate.png", "accuracy_by_position.png", "confusions.png"}
