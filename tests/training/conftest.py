@@ -22,7 +22,7 @@ def train_parameters(**changed: Any) -> TrainParameters:
         "seed": 1, "optimizer": "adamw", "learning_rate": 0.01, "betas": [0.9, 0.99], "weight_decay": 0.1,
         "schedule": "cosine", "warmup_steps": 2, "min_learning_rate": 0.001, "epochs": None, "max_steps": 10,
         "batch_size": 4, "gradient_clip": 1.0, "precision": "32-true", "compile": False, "validate_every": None,
-        "keep": "last", "patience": None,
+        "keep": "last", "patience": None, "register_as": None,
     }  # fmt: skip
     return TrainParameters(**values | changed)
 
