@@ -18,6 +18,7 @@ from mlflow.entities import Run
 from stages import outbox, tracking
 from stages.errors import UserError
 from stages.provenance import Provenance
+from stages.run_names import tracking_uri
 from stages.tracking import Evaluation, TrainingRun
 from tests.conftest import clean_environment
 
@@ -95,7 +96,7 @@ def begin(run_id: str | None = None) -> TrainingRun:
 def stored(run_id: str | None) -> tuple[Run, list[int]]:
     """Return a run, and the steps of its curve."""
     assert run_id is not None
-    client = MlflowClient(tracking.tracking_uri())
+    client = MlflowClient(tracking_uri())
     return client.get_run(run_id), [point.step for point in client.get_metric_history(run_id, "train_loss")]
 
 

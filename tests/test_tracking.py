@@ -10,7 +10,7 @@ from mlflow.entities import Run
 
 from stages import tracking
 from stages.provenance import Provenance
-from stages.run_names import run_name
+from stages.run_names import run_name, tracking_uri
 
 DATASET = Path("data/dataset")
 
@@ -41,7 +41,7 @@ def provenance(fingerprint: str = "a" * 16, **parameters: float) -> Provenance:
 
 def runs() -> list[Run]:
     """All runs of the store, the newest first."""
-    client = MlflowClient(tracking.tracking_uri())
+    client = MlflowClient(tracking_uri())
     experiments = [experiment.experiment_id for experiment in client.search_experiments()]
     return list(client.search_runs(experiments, order_by=["attributes.start_time DESC"]))
 
@@ -63,7 +63,7 @@ def test_a_training_is_one_run_with_parameters_inputs_and_tags() -> None:
     assert json.loads(found.data.tags["inputs.md5"])["data/vocabulary.json"] == "e" * 32
     assert found.inputs is not None
     assert found.inputs.dataset_inputs[0].dataset.digest == "d" * 32
-    history = MlflowClient(tracking.tracking_uri()).get_metric_history(found.info.run_id, "train_loss")
+    history = MlflowClient(tracking_uri()).get_metric_history(found.info.run_id, "train_loss")
     assert [(point.step, point.value) for point in history] == [(step, 1 / (step + 1)) for step in range(2500)]
     assert run_name("a" * 16) == found.info.run_name
 
