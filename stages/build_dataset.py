@@ -10,9 +10,10 @@ from stages.artifacts.token_shards import (
     DATASET_FOLDER,
     DatasetMetadata,
     SplitMetadata,
+    make_folder,
     open_shard_writer,
     shard_path,
-    start_dataset,
+    start_writing,
     write_metadata,
 )
 from stages.artifacts.vocabulary_json import read_vocabulary
@@ -34,7 +35,7 @@ def main() -> None:
     vocabulary = read_vocabulary()
 
     scored = dict.fromkeys(SPLITS, Scored(0, 0))
-    start_dataset()
+    make_folder()
     with ExitStack() as stack:
         writers = {
             split: stack.enter_context(open_shard_writer(shard_path(DATASET_FOLDER, split), vocabulary.size))
@@ -50,6 +51,7 @@ def main() -> None:
                     raise UserError(f"{part.place(error.index)}: {error}") from None
                 scored[split] += count_scored(vocabulary, texts, rows, parameters, begins_split=writer.rows == 0)
                 writer.append(rows.token_ids, rows.row_lengths, rows.prompt_lengths)
+        start_writing()
     metadata = DatasetMetadata(
         vocabulary_size=vocabulary.size,
         eos_id=vocabulary.eos_id,
@@ -62,6 +64,7 @@ def main() -> None:
                 tokens=writer.tokens,
                 scored_tokens=scored[split].tokens,
                 scored_bytes=scored[split].bytes,
+                sha256=writer.sha256,
             )
             for split, writer in writers.items()
         },

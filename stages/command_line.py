@@ -1,6 +1,7 @@
 """What every command has in common: its arguments, its progress on a terminal, and how it ends."""
 
 import argparse
+import errno
 import os
 import signal
 import sys
@@ -11,6 +12,15 @@ from typing import TypeVar
 from stages.errors import Stopped, UserError
 
 _INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+_FIXES = {
+    errno.ENOSPC: "free some space, for example with `dvc gc --workspace`",
+    errno.EDQUOT: "free some space, for example with `dvc gc --workspace`",
+    errno.EROFS: "the project must lie where it can be written",
+    errno.EACCES: "give yourself the permission",
+    errno.EPERM: "give yourself the permission",
+    errno.EISDIR: "a file is expected there",
+    errno.ENOTDIR: "a folder is expected there",
+}
 
 Chunk = TypeVar("Chunk", bound=Sized)
 
@@ -33,6 +43,11 @@ def run(main: Callable[[], None]) -> None:
         # The reader of a pipe, such as head, has had enough. Python would complain when it flushes stdout at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except OSError as error:
+        if error.errno not in _FIXES:
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        sys.exit(f"error: {where}{error.strerror}; {_FIXES[error.errno]}")
 
 
 def _stop(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - a signal handler's signature

@@ -14,7 +14,7 @@ from stages.artifacts.vocabulary_json import VOCABULARY_FILE
 from stages.provenance import MODEL_FOLDER
 from stages.run_names import tracking_uri
 from stages.served_model import SIGNATURE
-from stages.tracking import MODEL_NAME, one_at_a_time
+from stages.tracking import MODEL_NAME, one_at_a_time, told
 
 SERVED_MODEL = Path("stages/served_model.py")
 # What it imports.
@@ -31,6 +31,7 @@ REQUIREMENTS = (
 )
 
 
+@told()
 def log_model(run: Run, prompt: str, register_as: str | None) -> None:
     """Keep data/model/ with the run that trained it, unless it is there; a name registers it as its next version.
 

@@ -14,7 +14,7 @@ from stages.parameters import read_all
 
 MODEL_FOLDER = Path("data/model")
 PROVENANCE_FILE = "provenance.json"
-# A folder is known by the file in it that says what it holds: the data beside that may be larger than memory.
+# A folder is known by the file in it that says what it holds, with hashes of the data beside it.
 FOLDER_FILES = ("metadata.json", PROVENANCE_FILE)
 
 
@@ -39,7 +39,7 @@ def stage_provenance(stage: str) -> Provenance:
     definition = YAML(typ="safe", pure=True).load(Path("dvc.yaml").read_text(encoding="utf-8"))["stages"][stage]
     parameters = read_all()
     inputs = {
-        "dependencies": {path: _md5(Path(path)) for path in sorted(definition["deps"])},
+        "dependencies": {path: md5(Path(path)) for path in sorted(definition["deps"])},
         "parameters": {section: parameters.get(section) for section in sorted(definition["params"])},
     }
     canonical = json.dumps(inputs, sort_keys=True, ensure_ascii=True).encode()
@@ -59,7 +59,8 @@ def read_provenance(folder: Path = MODEL_FOLDER) -> Provenance:
         raise UserError(f"{path}: not a model's provenance: {error.errors()[0]['msg']}") from None
 
 
-def _md5(path: Path) -> str:
+def md5(path: Path) -> str:
+    """Hash a file, or the file that says what a folder holds."""
     if path.is_dir():
         path = next(path / name for name in FOLDER_FILES if (path / name).exists())
     with path.open("rb") as file:

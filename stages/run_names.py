@@ -1,6 +1,7 @@
 """Where the main workspace and the MLflow store are, and which MLflow run each model came out of, without asking MLflow."""
 
 import os
+import re
 from pathlib import Path
 
 # A convenience for people: deleted without loss.
@@ -28,3 +29,9 @@ def run_name(fingerprint: str) -> str | None:
     """Return the name of the newest run that trained this model here; None where there was none."""
     path = project_root() / FOLDER / fingerprint
     return path.read_text(encoding="utf-8") if path.exists() else None
+
+
+def masked(text: str) -> str:
+    """Hide what is secret in the addresses within a text."""
+    text = re.sub(r"://[^/@\s]+@", "://***@", text)
+    return re.sub(r"(?i)([?&][^=&\s]*(?:password|token|secret|key)[^=&\s]*)=[^&\s]+", r"\1=***", text)

@@ -14,7 +14,8 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -37,7 +38,7 @@ from stages.errors import UserError
 from stages.outbox import Outbox, Point, Sender
 from stages.parameters import read_all
 from stages.provenance import Provenance
-from stages.run_names import project_root, remember_run_name, tracking_uri
+from stages.run_names import masked, project_root, remember_run_name, tracking_uri
 
 # What it says of creating its tables is no news to a user.
 logging.getLogger("mlflow").setLevel(logging.WARNING)
@@ -138,6 +139,22 @@ class UnrecordedRun:
         """Do nothing."""
 
 
+@contextmanager
+def told() -> Iterator[None]:
+    """Tell an error of the store's as one that a user can put right.
+
+    Raises:
+        UserError: the store failed.
+    """
+    try:
+        yield
+    except MlflowException as error:
+        raise UserError(
+            f"MLflow at {masked(tracking_uri())}: {masked(str(error))}; when it is well again, type `dvc repro`"
+        ) from None
+
+
+@told()
 def start_training_run(
     provenance: Provenance, dataset_path: Path, run_id: str | None = None, *, required: bool = True
 ) -> TrainingRun | UnrecordedRun:
@@ -175,12 +192,6 @@ def send_left_behind() -> list[str]:
     return _send_left_behind(_connect())
 
 
-def masked(text: str) -> str:
-    """Hide what is secret in the addresses within a text."""
-    text = re.sub(r"://[^/@\s]+@", "://***@", text)
-    return re.sub(r"(?i)([?&][^=&\s]*(?:password|token|secret|key)[^=&\s]*)=[^&\s]+", r"\1=***", text)
-
-
 @dataclass(frozen=True)
 class Evaluation:
     """What an evaluation adds to a run."""
@@ -193,6 +204,7 @@ class Evaluation:
     """Files to keep with the run."""
 
 
+@told()
 def log_evaluation(
     model: Provenance, evaluation: Evaluation, dataset_path: Path, *, required: bool = True
 ) -> Run | None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from stages import command_line
 from stages.errors import UserError
-from stages.run_names import tracking_uri
+from stages.run_names import masked, tracking_uri
 
 HOST = "127.0.0.1"
 
@@ -19,15 +19,19 @@ def main() -> None:
     options = parser.parse_args()
     uri = tracking_uri()
     if uri.startswith(("http://", "https://", "databricks")):
-        print(f"The runs are at {uri} (MLFLOW_TRACKING_URI): open it in a browser.")
+        print(f"The runs are at {masked(uri)} (MLFLOW_TRACKING_URI): open it in a browser.")
         return
     check_free(options.port)
     if not options.quiet:
-        print(f"Starting at http://{HOST}:{options.port} on {uri}: some seconds. Ctrl-C ends it.", flush=True)
+        print(f"Starting at http://{HOST}:{options.port} on {masked(uri)}: some seconds. Ctrl-C ends it.", flush=True)
     program = Path(sys.executable).with_name("mlflow")
     # Without the pipeline's jobs and with one worker it starts in half the time and a sixth of the memory.
-    environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
-    arguments = ["ui", "--workers", "1", "--host", HOST, "--port", str(options.port), "--backend-store-uri", uri]
+    environment = os.environ | {
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_BACKEND_STORE_URI": uri,  # not an argument, which every user of the machine could read
+    }
+    arguments = ["ui", "--workers", "1", "--host", HOST, "--port", str(options.port)]
     os.execve(program, [str(program), *arguments], environment)  # noqa: S606 - the program of this environment
 
 

@@ -27,7 +27,7 @@ def parameters(**changed: Any) -> EvaluateParameters:
 
 
 def metadata(text_bytes: int = 100) -> SplitMetadata:
-    return SplitMetadata(rows=20, tokens=120, scored_tokens=100, scored_bytes=text_bytes)
+    return SplitMetadata(rows=20, tokens=120, scored_tokens=100, scored_bytes=text_bytes, sha256="0")
 
 
 @pytest.mark.parametrize("packing", ["rows", "stream"])

@@ -18,7 +18,7 @@ from mlflow.entities import Run
 from stages import outbox, tracking
 from stages.errors import UserError
 from stages.provenance import Provenance
-from stages.run_names import tracking_uri
+from stages.run_names import masked, tracking_uri
 from stages.tracking import Evaluation, TrainingRun
 from tests.conftest import clean_environment
 
@@ -293,4 +293,4 @@ def test_the_line_that_a_power_cut_tore_is_passed_over(workspace: Path) -> None:
     ],
 )
 def test_secrets_in_addresses_are_hidden(text: str, shown: str) -> None:
-    assert tracking.masked(text) == shown
+    assert masked(text) == shown

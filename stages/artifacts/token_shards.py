@@ -7,6 +7,7 @@ and written last: a dataset without one is unfinished.
 Shapes: R rows.
 """
 
+import hashlib
 import json
 import shutil
 import tempfile
@@ -52,6 +53,8 @@ class SplitMetadata(ParameterModel):
     """Targets that carry loss."""
     scored_bytes: int
     """UTF-8 bytes of the text that those targets stand for; <EOS> stands for none."""
+    sha256: str
+    """Of the split's file: metadata.json stands for the whole folder where a fingerprint is taken of it."""
 
 
 class DatasetMetadata(ParameterModel):
@@ -178,6 +181,7 @@ class TokenShardWriter:
         self._spools = (row_offsets, completion_starts, token_ids)
         self.rows = 0
         self.tokens = 0
+        self.sha256 = ""  # of the finished file
         row_offsets.write(np.zeros(1, "<i8").tobytes())
 
     def append(self, token_ids: Integers, row_lengths: Integers, prompt_lengths: Integers) -> None:
@@ -223,11 +227,18 @@ def open_shard_writer(path: Path, vocabulary_size: int) -> Iterator[TokenShardWr
         yield writer
         with atomic_file(path) as file:
             writer.assemble(file)
+            file.flush()
+            with Path(file.name).open("rb") as written:
+                writer.sha256 = hashlib.file_digest(written, "sha256").hexdigest()
 
 
-def start_dataset(folder: Path = DATASET_FOLDER) -> None:
-    """Make the folder and mark what is in it as unfinished."""
+def make_folder(folder: Path = DATASET_FOLDER) -> None:
+    """Make the dataset's folder; what is in it stays until all rows are read, so that a bad row loses nothing."""
     folder.mkdir(parents=True, exist_ok=True)
+
+
+def start_writing(folder: Path = DATASET_FOLDER) -> None:
+    """Mark what is in the folder as unfinished."""
     (folder / METADATA_FILE).unlink(missing_ok=True)
 
 

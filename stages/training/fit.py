@@ -57,8 +57,8 @@ def fit(
         checkpoints: where to save the training now and then, and to go on from where it was saved; None does neither.
 
     Raises:
-        UserError: the batch does not suit the data or the devices, the device does not know the precision, or the loss
-            is infinite or not a number.
+        UserError: the batch does not suit the data or the devices, the device does not know the precision, memory runs
+            out, or the loss is infinite or not a number.
         Stopped: a signal asked the training to end.
     """
     _quieten()
@@ -90,7 +90,14 @@ def fit(
     data = TokenDataModule(training, validation, plan, runtime.loader_workers)
     module = LanguageModel(network, parameters, plan)
     newest = checkpoints.newest() if checkpoints is not None else None
-    trainer.fit(module, datamodule=data, ckpt_path=newest, weights_only=True)
+    try:
+        trainer.fit(module, datamodule=data, ckpt_path=newest, weights_only=True)
+    except torch.OutOfMemoryError as error:
+        message = (
+            f"out of memory with {plan.micro_batch_size} examples at once: lower runtime.micro_batch_size in params.yaml, "
+            f"which changes no result; `dvc repro` goes on from the last checkpoint ({str(error).splitlines()[0]})"
+        )
+        raise UserError(message) from None
     if trainer.interrupted:
         raise KeyboardInterrupt
     steps = trainer.global_step

@@ -89,7 +89,7 @@ class TrainingHistory(lightning.Callback):
             before = self.curves.train_loss[-1][0] if self.curves.train_loss else 0
             message = (
                 f"the training loss became {float(nats[first_bad])} at step {before + 1 + first_bad} of {self._plan.steps}: "
-                "lower train.learning_rate, or set train.gradient_clip to 1.0"
+                "in params.yaml lower train.learning_rate, or set train.gradient_clip to 1.0"
             )
             raise UserError(message)
         learning_rate = float(trainer.optimizers[0].param_groups[0]["lr"])

@@ -126,7 +126,12 @@ class VerifiedCheckpoints(TorchCheckpointIO):
         """Write a checkpoint; the file appears last, so that a hash without a file is no harm."""
         path = Path(path)
         with atomic_file(path) as file:
-            torch.save(checkpoint, file)
+            try:
+                torch.save(checkpoint, file)
+            except RuntimeError as error:
+                if isinstance(error.__context__, OSError):  # a full disk
+                    raise error.__context__ from None
+                raise
             file.flush()
             with atomic_file(path.with_suffix(_HASH_SUFFIX)) as beside:
                 beside.write(f"{_hash(Path(file.name))}  {path.name}\n".encode())
@@ -208,10 +213,15 @@ class Checkpoints(lightning.Callback):
     def _save(self, trainer: lightning.Trainer, module: lightning.LightningModule, step: int) -> None:
         if not all(bool(torch.isfinite(parameter).all()) for parameter in module.parameters()):
             return  # the loss of the next steps will say so; the checkpoints before this one stay good
-        trainer.save_checkpoint(self._folder.checkpoint(step))
+        self._saved_at = time.monotonic()
+        try:
+            trainer.save_checkpoint(self._folder.checkpoint(step))
+        except OSError as error:
+            print(f"{self._folder.path}: no checkpoint of step {step}: {error.strerror}", file=sys.stderr)
+            return
         if trainer.is_global_zero:
             self._folder.forget_old()
-        self._saved_at, self._saved_step = time.monotonic(), step
+        self._saved_step = step
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         """Remember the signal until the step is done; a second one ends the process at once."""

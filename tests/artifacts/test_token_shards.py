@@ -1,3 +1,4 @@
+import hashlib
 import json
 import pickle
 from pathlib import Path
@@ -14,7 +15,7 @@ from stages.artifacts.token_shards import (
     open_shard,
     open_shard_writer,
     read_metadata,
-    start_dataset,
+    start_writing,
     write_metadata,
 )
 from stages.errors import UserError
@@ -25,7 +26,7 @@ METADATA = DatasetMetadata(
     packing="rows",
     loss_on="all",
     stride=None,
-    splits={"train": SplitMetadata(rows=2, tokens=12, scored_tokens=10, scored_bytes=25)},
+    splits={"train": SplitMetadata(rows=2, tokens=12, scored_tokens=10, scored_bytes=25, sha256="0")},
 )
 
 
@@ -133,7 +134,7 @@ def test_a_foreign_file_is_refused(tmp_path: Path, content: bytes) -> None:
 def test_metadata_round_trips_and_an_unfinished_dataset_has_none(tmp_path: Path) -> None:
     write_metadata(METADATA, tmp_path)
     assert read_metadata(tmp_path) == METADATA
-    start_dataset(tmp_path)
+    start_writing(tmp_path)
     with pytest.raises(UserError, match=r"metadata\.json: not found, so the dataset is absent or unfinished"):
         read_metadata(tmp_path)
 
@@ -143,6 +144,13 @@ def test_foreign_metadata_is_refused(tmp_path: Path, content: str) -> None:
     (tmp_path / "metadata.json").write_text(content)
     with pytest.raises(UserError, match=r"metadata\.json: .*dvc repro build_dataset"):
         read_metadata(tmp_path)
+
+
+def test_the_writer_gives_the_files_hash(tmp_path: Path) -> None:
+    path = tmp_path / "train.safetensors"
+    with open_shard_writer(path, 5) as writer:
+        writer.append(np.array([0, 4]), np.array([2]), np.array([2]))
+    assert writer.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def test_a_missing_shard_is_named(tmp_path: Path) -> None:

@@ -179,7 +179,9 @@ def test_a_training_that_diverges_keeps_its_last_good_checkpoint() -> None:
         "gradient_clip": 0.0,
     }
     with (
-        pytest.raises(UserError, match=r"loss became (nan|inf) at step \d+ of 12: lower train.learning_rate"),
+        pytest.raises(
+            UserError, match=r"loss became (nan|inf) at step \d+ of 12: in params.yaml lower train.learning_rate"
+        ),
         folder.held(),
     ):
         train(folder, **wild)
