@@ -1,35 +1,78 @@
-"""Say what the pipeline has made, and what to type next."""
+"""Say what the pipeline has made, how it compares with the last commit, and what to type next."""
 
+import json
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.panel import Panel
+from rich.text import Text
 
 from stages import command_line
 from stages.artifacts.metrics_json import read_json
 from stages.provenance import MODEL_FOLDER, read_provenance
+from stages.report.figures import FIGURES, figure_text
 from stages.run_names import run_name
 
-FIGURES = {
-    "loss": "loss, nats per token",
-    "bits_per_byte": "bits per byte of text",
-    "next_token_accuracy": "next-token accuracy",
-    "completion_exact_match": "completion accuracy",
-}
+METRICS = (Path("metrics/evaluate.json"), Path("metrics/train.json"))
+TRAINING_FIGURES = {"train_loss": "training loss", "validation_loss": "validation loss", "parameters": "parameters"}
+NEXT = (
+    ("make ui", "compare runs in MLflow"),
+    ('python -m stages.generate "PROMPT"', "ask the model"),
+    ("dvc exp run -S train.learning_rate=0.05", "train with another value, beside this one"),
+    ("make compare", "compare all experiments in the terminal"),
+    ("dvc plots show", "draw the curves"),
+)
 
 
 def main() -> None:
     """Print the summary."""
     command_line.command_parser(__doc__).parse_args()
-    metrics = read_json(Path("metrics/evaluate.json"))
-    fingerprint = read_provenance().fingerprint
-    lines = [("model", f"{MODEL_FOLDER}/"), ("scored on", f"{metrics['rows']:,} {metrics['split']} rows")]
-    lines += [(label, f"{metrics[name]:.4f}") for name, label in FIGURES.items() if name in metrics]
-    lines += [("MLflow run", run_name(fingerprint) or "trained elsewhere")]
-    print("\n" + "\n".join(f"  {label:<24}{value}" for label, value in lines))
-    print("""
-Next:
-  make ui                                      compare runs in MLflow
-  python -m stages.generate "PROMPT"           ask the model
-  dvc exp run -S train.learning_rate=0.05      train with another value, beside this one
-  dvc exp show                                 compare all experiments in the terminal""")
+    metrics = {name: value for path in METRICS for name, value in read_json(path).items()}
+    committed = {name: value for path in METRICS for name, value in committed_json(path).items()}
+    text = "\n".join(f"{label:<28}{value}".rstrip() for label, value in made(metrics, committed))
+    print()
+    if sys.stdout.isatty():
+        Console(highlight=False).print(Panel(Text(text), title="Made", title_align="left", expand=False))
+    else:
+        print(text)
+    print("\nNext:\n" + "\n".join(f"  {command:<43}{purpose}" for command, purpose in NEXT))
+
+
+def made(metrics: dict[str, Any], committed: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return what there is: the model, its figures and their change, and where to look."""
+    note = ": nothing is held out" if metrics["split"] == "train" else ""
+    return [
+        ("model", f"{MODEL_FOLDER}/"),
+        ("scored on", f"{metrics['rows']:,} {metrics['split']} rows{note}"),
+        *(
+            (label, f"{figure_text(metrics[name]):<14}{change(metrics[name], committed.get(name))}")
+            for name, label in (FIGURES | TRAINING_FIGURES).items()
+            if name in metrics
+        ),
+        ("report", "metrics/report.html"),
+        ("MLflow run", run_name(read_provenance().fingerprint) or "trained elsewhere"),
+    ]
+
+
+def change(now: float, before: float | None) -> str:
+    """Say how a figure differs from that of the last commit; nothing where it does not."""
+    if before is None or now == before:
+        return ""
+    difference = now - before
+    return f"{'+' if difference > 0 else '-'}{figure_text(abs(difference))} since the last commit"
+
+
+def committed_json(path: Path) -> dict[str, Any]:
+    """Read a file as the last commit has it; nothing where there is no such commit."""
+    try:
+        shown = subprocess.run(["git", "show", f"HEAD:./{path.as_posix()}"], capture_output=True, check=True)  # noqa: S603, S607
+        values: dict[str, Any] = json.loads(shown.stdout)
+    except (OSError, subprocess.CalledProcessError, ValueError):
+        return {}
+    return values
 
 
 if __name__ == "__main__":

@@ -56,18 +56,6 @@ EXPERIMENT_KIND = {"mlflow.experimentKind": "custom_model_development"}
 
 # A running pipeline changes these itself.
 WRITTEN_BY_DVC = ("dvc.lock", "metrics/")
-# What a served model imports.
-REQUIREMENTS = (
-    "mlflow",
-    "numpy",
-    "pandas",
-    "pydantic",
-    "ruamel.yaml",
-    "safetensors",
-    "tiktoken",
-    "tokenizers",
-    "torch",
-)
 
 _SECONDS_TO_ANSWER = 5
 

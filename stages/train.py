@@ -23,6 +23,7 @@ from stages.training.fit import Trained, fit
 from stages.training.history import Curves
 from stages.training.optimization import TrainParameters
 from stages.training.resume import CheckpointFolder
+from stages.training.system_metrics import record_system_metrics
 
 METRICS_FILE = Path("metrics/train.json")
 TRAIN_CURVE = Path("metrics/plots/train_loss.csv")
@@ -54,7 +55,8 @@ def main() -> None:
         if options.restart:
             checkpoints.restart()
         with record(provenance, checkpoints, runtime) as run:
-            trained = fit(network, training, validation, parameters, runtime, run.log_metrics, checkpoints)
+            with record_system_metrics(run.log_metrics, wanted=runtime.system_metrics and is_first_device()):
+                trained = fit(network, training, validation, parameters, runtime, run.log_metrics, checkpoints)
             if not is_first_device():
                 return
             write_curves(trained.curves)

@@ -1,7 +1,6 @@
 """One training, from a network with random weights to the one that is kept. Needs neither DVC nor MLflow."""
 
 import logging
-import sys
 import warnings
 from dataclasses import dataclass
 from typing import Any
@@ -83,7 +82,7 @@ def fit(
         max_epochs=1,  # for Lightning all passes are one: the loader holds every step
         accumulate_grad_batches=plan.micro_batches,
         gradient_clip_val=parameters.gradient_clip or None,
-        enable_progress_bar=sys.stdout.isatty(),
+        enable_progress_bar=False,  # progress_callback shows where it stands
         limit_val_batches=0 if validation is None else 1.0,
         val_check_interval=min(parameters.validate_every or plan.steps_per_pass, plan.steps) * plan.micro_batches,
     )

@@ -1,46 +1,41 @@
-"""What a person sees of a training: a progress bar in a terminal, a line now and then elsewhere."""
+"""What a person sees of a training: a bar in a terminal, a line now and then elsewhere."""
 
 import sys
+import time
 from typing import Any
 
 import lightning
-from lightning.pytorch.callbacks import RichProgressBar
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from stages.training.data_module import Batch, TrainingPlan
 from stages.training.history import Curves
 
 LINES = 10
+REFRESHES_A_SECOND = 4
 
 
 def progress_callback(plan: TrainingPlan, curves: Curves) -> lightning.Callback:
     """Choose by where standard output goes."""
-    return TrainingProgressBar(plan, curves) if sys.stdout.isatty() else ProgressLines(plan, curves)
+    return ProgressBar(plan, curves) if sys.stdout.isatty() else ProgressLines(plan, curves)
 
 
-class TrainingProgressBar(RichProgressBar):
-    """Lightning's bar, counting optimiser steps' batches, with the losses beside it."""
-
-    def __init__(self, plan: TrainingPlan, curves: Curves) -> None:
-        super().__init__(leave=True)
-        self._plan = plan
-        self._curves = curves
-
-    def _get_train_description(self, current_epoch: int) -> str:
-        return f"Training, {self._plan.steps * self._plan.batch_size / self._plan.examples:g} passes"
-
-    def get_metrics(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> dict[str, Any]:
-        """Return the newest point of each curve."""
-        return _newest(self._curves)
-
-
-class ProgressLines(lightning.Callback):
-    """Plain text for a log file: few lines, each complete."""
+class _Watch(lightning.Callback):
+    """Counts steps and tokens, and calls ``show`` after each step."""
 
     def __init__(self, plan: TrainingPlan, curves: Curves) -> None:
         self._plan = plan
         self._curves = curves
-        self._every = max(1, plan.steps // LINES)
-        self._shown = 0
+        self._step = 0
+        self._first_step = 0
+        self._tokens = 0
+        self._since = 0.0
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Start the clock; a resumed training does not start at step 0."""
+        self._step = self._first_step = trainer.global_step
+        self._since = time.perf_counter()
+        if trainer.is_global_zero:
+            self.begin()
 
     def on_train_batch_end(
         self,
@@ -50,14 +45,76 @@ class ProgressLines(lightning.Callback):
         batch: Batch,
         batch_idx: int,
     ) -> None:
+        """Count, and show each step once: a step may be several micro-batches."""
+        self._tokens += batch.input_ids.numel() * trainer.world_size
+        if trainer.is_global_zero and trainer.global_step > self._step:
+            self._step = trainer.global_step
+            self.show()
+
+    def begin(self) -> None:
+        """Prepare to show steps."""
+
+    def show(self) -> None:
+        """Tell a person where the training stands."""
+        raise NotImplementedError
+
+    def passes(self) -> str:
+        """Return the pass over the examples that is under way, of how many."""
+        done, total = (steps * self._plan.batch_size / self._plan.examples for steps in (self._step, self._plan.steps))
+        return f"pass {done:.1f}/{total:.1f}" if total < 10 else f"pass {done:.0f}/{total:.0f}"
+
+    def figures(self) -> str:
+        """Return the newest losses and the speed."""
+        named = {"train_loss": self._curves.train_loss, "validation_loss": self._curves.validation_loss}
+        losses = [f"{name} {points[-1][1]:.4f}" for name, points in named.items() if points]
+        speed = self._tokens / max(1e-9, time.perf_counter() - self._since)
+        return ", ".join([*losses, f"{speed:,.0f} tokens/s"])
+
+    def seconds_left(self) -> float:
+        """Return how long the rest takes at the speed so far."""
+        each = (time.perf_counter() - self._since) / max(1, self._step - self._first_step)
+        return each * (self._plan.steps - self._step)
+
+
+class ProgressBar(_Watch):
+    """One line that moves: pass, step, losses, speed, time left."""
+
+    _progress: Progress | None = None
+    _task = TaskID(0)
+
+    def begin(self) -> None:
+        """Draw the bar."""
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=None),
+            TextColumn("step {task.completed:,}/{task.total:,}"),
+            TextColumn("[dim]{task.fields[figures]}"),
+            TimeRemainingColumn(compact=True, elapsed_when_finished=True),
+            refresh_per_second=REFRESHES_A_SECOND,
+            expand=True,
+        )
+        self._task = self._progress.add_task(
+            self.passes(), total=self._plan.steps, completed=self._step, figures=self.figures()
+        )
+        self._progress.start()
+
+    def show(self) -> None:
+        """Move the bar; it is drawn a few times a second, however fast the steps are."""
+        if self._progress is not None:
+            self._progress.update(self._task, description=self.passes(), completed=self._step, figures=self.figures())
+
+    def teardown(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
+        """Leave the bar as it stands, also where the training failed."""
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None
+
+
+class ProgressLines(_Watch):
+    """Plain text for a log file: few lines, each complete."""
+
+    def show(self) -> None:
         """Print a line every tenth of the way."""
-        step = trainer.global_step
-        if trainer.is_global_zero and step > self._shown and step % self._every == 0:
-            self._shown = step
-            figures = ", ".join(f"{name} {value}" for name, value in _newest(self._curves).items())
-            print(f"step {step}/{self._plan.steps}: {figures}", flush=True)
-
-
-def _newest(curves: Curves) -> dict[str, str]:
-    named = {"train_loss": curves.train_loss, "validation_loss": curves.validation_loss}
-    return {name: f"{points[-1][1]:.4f}" for name, points in named.items() if points}
+        if self._step % max(1, self._plan.steps // LINES) == 0:
+            left = f"{self.seconds_left():,.0f} s left"
+            print(f"step {self._step}/{self._plan.steps}, {self.passes()}: {self.figures()}, {left}", flush=True)

@@ -21,7 +21,7 @@ def make_shown(texts: list[tuple[str, str]] | None = None, *, tokenizer: str = "
     torch.manual_seed(0)
     shape = {
         "context_length": 64, "d_model": 8, "n_layers": 2, "n_heads": 2, "n_kv_heads": None, "feed_forward": "gelu",
-        "d_ff": None, "norm": "layer", "positions": "sinusoidal", "output_projection": True, "bias": False,
+        "d_ff": None, "norm": "none", "positions": "sinusoidal", "output_projection": True, "bias": False,
         "output_bias": True, "tie_embeddings": False, "dropout": 0.0, "vocabulary_size": vocabulary.size,
     }  # fmt: skip
     network = Transformer(TransformerConfig.model_validate(shape | changed)).eval()

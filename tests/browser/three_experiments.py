@@ -1,0 +1,33 @@
+"""Fill the store of the working folder with three experiments: `python three_experiments.py`."""
+
+import math
+import os
+from pathlib import Path
+
+from stages.provenance import Provenance
+from stages.tracking import Evaluation, log_evaluation, start_training_run
+
+DATASET = Path("data/dataset")
+EXPERIMENTS = {"baseline": 0.1, "faster": 0.3, "slower": 0.03}
+
+
+def main() -> None:
+    """Log a training and its evaluation under each name."""
+    (DATASET).mkdir(parents=True)
+    (DATASET / "metadata.json").write_text("{}")
+    for name, learning_rate in EXPERIMENTS.items():
+        Path("params.yaml").write_text(f"model:\n  d_model: 2\ntrain:\n  learning_rate: {learning_rate}\n")
+        os.environ["DVC_EXP_NAME"] = name
+        inputs = {str(DATASET): "d" * 32}
+        model = Provenance(fingerprint=name, dependencies=inputs, parameters={})
+        with start_training_run(model, DATASET) as run:
+            for step in range(1, 31):
+                run.log_metrics({"train_loss": math.exp(-learning_rate * step)}, step)
+                run.log_metrics({"validation_loss": math.exp(-learning_rate * step) + 0.1}, step)
+        metrics = {"split": "test", "rows": 10, "loss": 1 - learning_rate, "next_token_accuracy": learning_rate}
+        evaluated = Provenance(fingerprint="evaluation", dependencies={}, parameters={})
+        log_evaluation(model, Evaluation(evaluated, metrics, "### Results on 10 test rows", []), DATASET)
+
+
+if __name__ == "__main__":
+    main()
