@@ -38,7 +38,7 @@ def main() -> None:
         copy_project(project)
         run(project, "dvc", "repro", "--quiet")
         run(project, "git", "add", "--all")
-        run(project, "git", "commit", "--quiet", "--message", "Train the toy")
+        run(project, "git", "commit", "--quiet", "--allow-empty", "--message", "Train the toy")
         for name, change in EXPERIMENTS.items():
             run(project, "dvc", "exp", "run", "--quiet", "--name", name, "--set-param", change)
         run(project, "dvc", "plots", "diff", "main", "wider", "slower")
