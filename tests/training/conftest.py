@@ -1,5 +1,6 @@
 """Small real data and models, and one way to train them."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,6 +9,7 @@ import torch
 from stages.core.examples import Examples
 from stages.core.transformer import Transformer, TransformerConfig
 from stages.core.windows import DatasetParameters, RowSpans
+from stages.parameters import read_all
 from stages.runtime import RuntimeParameters
 from stages.training.fit import Trained, fit
 from stages.training.optimization import TrainParameters
@@ -17,28 +19,20 @@ VOCABULARY_SIZE = 11
 EOS_ID = 10
 
 
+TOY = read_all(Path(__file__).parents[2] / "presets/toy.yaml")
+
+
 def train_parameters(**changed: Any) -> TrainParameters:
-    values: dict[str, Any] = {
+    values: dict[str, Any] = TOY["train"] | {
         "seed": 1, "optimizer": "adamw", "learning_rate": 0.01, "betas": [0.9, 0.99], "weight_decay": 0.1,
         "schedule": "cosine", "warmup_steps": 2, "min_learning_rate": 0.001, "epochs": None, "max_steps": 10,
-        "batch_size": 4, "gradient_clip": 1.0, "precision": "32-true", "compile": False, "validate_every": None,
-        "keep": "last", "patience": None,
+        "batch_size": 4, "gradient_clip": 1.0,
     }  # fmt: skip
     return TrainParameters(**values | changed)
 
 
 def runtime_parameters(**changed: Any) -> RuntimeParameters:
-    values: dict[str, Any] = dict.fromkeys(RuntimeParameters.model_fields)
-    values |= {
-        "accelerator": "cpu",
-        "devices": 1,
-        "num_nodes": 1,
-        "strategy": "auto",
-        "threads": 1,
-        "loader_workers": 0,
-        "tracking": "required",
-    }
-    return RuntimeParameters(**values | changed)
+    return RuntimeParameters(**TOY["runtime"] | {"accelerator": "cpu", "threads": 1} | changed)
 
 
 def network(**changed: Any) -> Transformer:
