@@ -7,7 +7,7 @@ from tempfile import TemporaryDirectory
 import mlflow.pyfunc
 import pandas as pd
 from mlflow import MlflowClient
-from mlflow.entities import LoggedModel, LoggedModelOutput, Run
+from mlflow.entities import LoggedModelOutput, Run
 from mlflow.models import Model
 
 from stages.artifacts.vocabulary_json import VOCABULARY_FILE
@@ -37,9 +37,17 @@ def log_model(run: Run, prompt: str, register_as: str | None) -> None:
 
     ``prompt`` is an example of what the model is asked.
     """
-    if run.outputs and run.outputs.model_outputs:
-        return
+    # The registry asks for the logged model at the store of the process, by default one in the working folder.
+    mlflow.set_tracking_uri(tracking_uri())
     client = MlflowClient(tracking_uri())
+    kept = run.outputs.model_outputs if run.outputs else []
+    model_id = kept[0].model_id if kept else _keep(client, run, prompt)
+    if register_as:
+        _register(client, register_as, run, model_id)
+
+
+def _keep(client: MlflowClient, run: Run, prompt: str) -> str:
+    """Write the model to the run's store and return its id."""
     run_id = run.info.run_id
     logged = client.create_logged_model(run.info.experiment_id, MODEL_NAME, run_id)
     with TemporaryDirectory() as folder:
@@ -49,25 +57,20 @@ def log_model(run: Run, prompt: str, register_as: str | None) -> None:
             python_model=str(SERVED_MODEL),
             artifacts={"model": str(MODEL_FOLDER), "vocabulary": str(VOCABULARY_FILE)},
             code_paths=[str(SERVED_MODEL.parent)],
-            pip_requirements=[f"{name}=={_public_version(name)}" for name in REQUIREMENTS],
+            pip_requirements=[f"{name}=={version(name)}" for name in REQUIREMENTS],
             signature=SIGNATURE,
             input_example=pd.DataFrame({"prompt": [prompt]}),
         )
         client.log_model_artifacts(logged.model_id, folder)
     client.finalize_logged_model(logged.model_id, "READY")
     client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, 0)])
-    if register_as:
-        _register(client, register_as, logged)
+    return logged.model_id
 
 
-def _public_version(package: str) -> str:
-    """Return a package's version as an index knows it, without the local part that names a build."""
-    return version(package).partition("+")[0]
-
-
-def _register(client: MlflowClient, name: str, model: LoggedModel) -> None:
+def _register(client: MlflowClient, name: str, run: Run, model_id: str) -> None:
     # Of two processes that register under a new name, one must come second.
     with one_at_a_time():
         if not client.search_registered_models(f"name = '{name}'"):
             client.create_registered_model(name)
-        client.create_model_version(name, f"models:/{model.model_id}", model.source_run_id, model_id=model.model_id)
+        if not client.search_model_versions(f"name = '{name}' and run_id = '{run.info.run_id}'"):
+            client.create_model_version(name, f"models:/{model_id}", run.info.run_id, model_id=model_id)

@@ -51,7 +51,7 @@ class TrainParameters(ParameterModel):
     """Which weights become the model: those with the lowest validation loss, or the last. Without validation rows, last."""
     patience: Count | None
     """Stop after this many validations without a lower loss; null never stops early."""
-    register_as: Annotated[str, Field(min_length=1)] | None
+    register_as: Annotated[str, Field(pattern=r"^[\w .-]+$")] | None
     """The name in MLflow's registry of which each training becomes the next version; null registers nothing."""
 
     @pydantic.model_validator(mode="after")

@@ -1,0 +1,172 @@
+"""A sweep of four trainings by two workers, each registered; one of the models is served and asked over HTTP."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow import MlflowClient
+from mlflow.entities import Run
+from mlflow.entities.model_registry import ModelVersion
+
+from tests.conftest import Project, clean_environment
+
+SECONDS_TO_START = 120
+SECONDS_TO_SWEEP = 400
+LEARNING_RATES = ("0.3", "0.1", "0.03", "0.01")
+
+
+@pytest.fixture(scope="module")
+def swept(trained: Project) -> Iterator[Project]:
+    """The trained clone after a sweep, each of whose models is a version of `answers` in the registry."""
+    rates = ",".join(LEARNING_RATES)
+    trained.run("dvc", "exp", "run", "--queue", "-S", f"train.learning_rate={rates}", "-S", "train.register_as=answers")
+    trained.run("dvc", "queue", "start", "--jobs", "2")
+    try:
+        for _ in range(SECONDS_TO_SWEEP // 2):
+            status = trained.run("dvc", "queue", "status").stdout
+            if "Queued" not in status and "Running" not in status:
+                break
+            time.sleep(2)
+        assert status.count("Success") == 4, status
+        yield trained
+    finally:
+        trained.run("dvc", "queue", "stop", "--kill")
+
+
+@pytest.fixture(scope="module")
+def store(swept: Project) -> MlflowClient:
+    return MlflowClient(f"sqlite:///{swept.folder / 'mlflow.db'}")
+
+
+@pytest.fixture(scope="module")
+def runs(store: MlflowClient) -> dict[str, Run]:
+    """The sweep's runs, by their learning rate."""
+    found = store.search_runs(["1"], "params.`train.register_as` = 'answers'")
+    return {run.data.params["train.learning_rate"]: run for run in found}
+
+
+@pytest.fixture(scope="module")
+def version(store: MlflowClient, runs: dict[str, Run]) -> ModelVersion:
+    """What the registry holds of the training at the seed's own learning rate."""
+    (found,) = store.search_model_versions(f"run_id = '{runs['0.1'].info.run_id}'")
+    return found
+
+
+@pytest.fixture(scope="module")
+def server(swept: Project, version: ModelVersion, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a server that runs the registered model, started elsewhere than in the project."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    folder = tmp_path_factory.mktemp("elsewhere")
+    environment = clean_environment() | {"MLFLOW_TRACKING_URI": f"sqlite:///{swept.folder / 'mlflow.db'}"}
+    command = [
+        "mlflow",
+        "models",
+        "serve",
+        "-m",
+        f"models:/answers/{version.version}",
+        "--env-manager",
+        "local",
+        "--port",
+        str(port),
+    ]
+    with (folder / "log").open("w") as log:
+        process = subprocess.Popen(
+            [Path(sys.executable).with_name(command[0]), *command[1:], "--workers", "1"],
+            cwd=folder,
+            env=environment,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    address = f"http://127.0.0.1:{port}"
+    try:
+        for _ in range(4 * SECONDS_TO_START):
+            assert process.poll() is None, (folder / "log").read_text()
+            try:
+                urllib.request.urlopen(f"{address}/ping").close()
+                break
+            except OSError:
+                time.sleep(0.25)
+        yield address
+    finally:
+        os.killpg(process.pid, 15)
+        process.wait()
+
+
+def ask(server: str, prompts: list[Any], **params: Any) -> tuple[int, Any]:
+    """Return the status and the answer."""
+    body = {"dataframe_records": [{"prompt": prompt} for prompt in prompts], "params": params}
+    request = urllib.request.Request(
+        f"{server}/invocations", json.dumps(body).encode(), {"Content-Type": "application/json"}
+    )
+    try:
+        with urllib.request.urlopen(request) as answer:
+            return answer.status, json.load(answer)
+    except urllib.error.HTTPError as error:
+        return error.code, json.load(error)
+
+
+def test_completions_come_in_batches(server: str) -> None:
+    status, answer = ask(server, ["what is CNN", "CNN is what"] * 20)
+    assert status == 200
+    assert answer == {"predictions": [{"completion": "Great"}] * 40}
+
+
+def test_generation_parameters_are_taken(server: str) -> None:
+    hot = {"temperature": 1000.0, "max_tokens": 5}
+    answers = {json.dumps(ask(server, ["what is CNN"], seed=seed, **hot)) for seed in range(5)}
+    assert len(answers) > 1
+    assert ask(server, ["what is CNN"], seed=3, **hot) == ask(server, ["what is CNN"], seed=3, **hot)
+    assert ask(server, ["what is CNN"], top_k=1, temperature=9.0)[1]["predictions"][0]["completion"] == "Great"
+
+
+@pytest.mark.parametrize(("prompts", "params", "said"), [
+    (["what is CNN", "what is RNN"], {}, "prompt 2: the word 'RNN' (word 3) is not in the vocabulary"),
+    (["what is CNN"], {"temperature": -1.0}, "temperature: found -1.0"),
+    (["what is CNN"], {"top_p": 2.0}, "top_p: found 2.0"),
+    (["what is CNN"], {"max_tokens": -3}, "max_tokens: found -3"),
+    (["what is CNN"], {"max_tokens": "many"}, "max_tokens"),
+    ([7], {}, "prompt"),
+    (["what is CNN"] * 1025, {}, "1,025 prompts"),
+])  # fmt: skip
+def test_a_bad_request_is_told_what_is_wrong(
+    server: str, prompts: list[Any], params: dict[str, Any], said: str
+) -> None:
+    status, answer = ask(server, prompts, **params)
+    assert 400 <= status < 500
+    assert said in answer["message"]
+
+
+def test_a_sweep_leaves_four_finished_runs_each_evaluated(store: MlflowClient, runs: dict[str, Run]) -> None:
+    assert set(runs) == set(LEARNING_RATES)
+    assert len(store.search_runs(["1"])) == 5  # and the first training
+    for rate, run in runs.items():
+        assert run.info.status == "FINISHED"
+        assert run.data.tags["dvc.experiment"]
+        assert f"train.learning_rate={rate}" in run.info.run_name or "and" in run.info.run_name
+        assert {"train_loss", "loss", "next_token_accuracy", "completion_exact_match"} <= set(run.data.metrics)
+        assert "Results on 2 train rows" in run.data.tags["mlflow.note.content"]
+        pictures = {file.path for file in store.list_artifacts(run.info.run_id, "metrics/pictures/curves")}
+        assert "metrics/pictures/curves/loss.png" in pictures
+
+
+def test_each_model_is_a_version_kept_with_its_run_without_a_pickle(
+    store: MlflowClient, runs: dict[str, Run], swept: Project
+) -> None:
+    versions = store.search_model_versions("name = 'answers'")
+    assert {found.run_id for found in versions} == {run.info.run_id for run in runs.values()}
+    assert all(run.outputs and run.outputs.model_outputs for run in runs.values())
+    files = [path.name for path in (swept.folder / "mlartifacts/models").rglob("*") if path.is_file()]
+    assert files.count("model.safetensors") == 5
+    assert not [name for name in files if name.endswith((".pkl", ".pickle"))]
