@@ -1,0 +1,60 @@
+"""Several at once: two pipelines in one folder, four experiments into one store, a reader while it is written."""
+
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from tests.conftest import clean_environment, clone
+
+WRITER = """
+import sys
+from pathlib import Path
+from stages import tracking
+from stages.provenance import Provenance
+provenance = Provenance(fingerprint=sys.argv[1] * 16, dependencies={"data/dataset": "d" * 32}, parameters={})
+with tracking.start_training_run(provenance, Path("data/dataset")) as run:
+    for step in range(3000):
+        run.log_metrics({"train_loss": 1.0}, step)
+"""
+
+
+def test_four_writers_and_a_reader_share_a_new_store(tmp_path: Path) -> None:
+    (tmp_path / "data/dataset").mkdir(parents=True)
+    (tmp_path / "data/dataset/metadata.json").write_text("{}")
+    (tmp_path / "params.yaml").write_text("train:\n  learning_rate: 0.1\n")
+    environment = clean_environment() | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    writers = [
+        subprocess.Popen([sys.executable, "-c", WRITER, name], cwd=tmp_path, env=environment, stderr=subprocess.PIPE)
+        for name in "abcd"
+    ]
+    reads = 0
+    while any(writer.poll() is None for writer in writers):
+        if (tmp_path / "mlflow.db").exists():
+            with sqlite3.connect(f"file:{tmp_path}/mlflow.db?mode=ro", uri=True, timeout=30) as database:
+                reads += len(database.execute("select name from sqlite_master").fetchall()) > 0
+        time.sleep(0.05)
+    assert [writer.wait() for writer in writers] == [0, 0, 0, 0], [writer.communicate()[1] for writer in writers]
+    assert reads
+    with sqlite3.connect(tmp_path / "mlflow.db") as database:
+        runs = database.execute("select status, count(*) from runs group by status").fetchall()
+        points = database.execute("select run_uuid, count(*) from metrics group by run_uuid").fetchall()
+    assert runs == [("FINISHED", 4)]
+    assert [count for _, count in points] == [3000] * 4
+    assert not list((tmp_path / ".runs/unsent").iterdir())
+
+
+def test_the_second_of_two_pipelines_in_one_folder_is_told_and_breaks_nothing(tmp_path: Path) -> None:
+    project = clone(tmp_path / "project")
+    first = subprocess.Popen(["dvc", "repro"], cwd=project.folder, env=clean_environment(), stdout=subprocess.PIPE, text=True)
+    assert first.stdout is not None
+    for line in first.stdout:
+        if "Running stage 'build_vocabulary'" in line:
+            break
+    second = project.run("dvc", "repro", check=False)
+    first.communicate()
+    assert first.returncode == 0
+    assert second.returncode != 0
+    assert "Unable to acquire lock" in second.stderr or "is busy" in second.stderr
+    assert project.stages_run("repro") == []
