@@ -47,7 +47,9 @@ def test_four_writers_and_a_reader_share_a_new_store(tmp_path: Path) -> None:
 
 def test_the_second_of_two_pipelines_in_one_folder_is_told_and_breaks_nothing(tmp_path: Path) -> None:
     project = clone(tmp_path / "project")
-    first = subprocess.Popen(["dvc", "repro"], cwd=project.folder, env=clean_environment(), stdout=subprocess.PIPE, text=True)
+    first = subprocess.Popen(
+        ["dvc", "repro"], cwd=project.folder, env=clean_environment(), stdout=subprocess.PIPE, text=True
+    )
     assert first.stdout is not None
     for line in first.stdout:
         if "Running stage 'build_vocabulary'" in line:
