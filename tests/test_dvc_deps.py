@@ -78,3 +78,9 @@ def test_only_training_and_its_entry_import_lightning() -> None:
         if "lightning" in {m.split(".")[0] for m in imported_modules(path)}
     }
     assert {path.relative_to(ROOT / "stages").parts[0] for path in users} <= {"training", "train.py"}
+
+
+def test_the_parts_of_the_report_that_are_not_python_are_deps_of_evaluate() -> None:
+    files = {path.relative_to(ROOT).as_posix() for path in (ROOT / "stages/report").iterdir() if path.is_file()}
+    listed = {dep for dep in STAGES["evaluate"]["deps"] if dep.startswith("stages/report/")}
+    assert listed == files
