@@ -3,12 +3,14 @@ VENV ?= .venv
 PYTHON ?= python3
 PRESET ?=
 TEXT ?=
+NANOGPT ?=
+THREADS ?=
 PORT ?= 5000
 BIN := $(VENV)/bin
 export DVC_NO_ANALYTICS := true
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: help repro test ui compare lock clean
+.PHONY: help repro test bench ui compare lock clean
 
 help: ## Show this list.
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -31,6 +33,14 @@ ui: $(VENV)/installed ## Compare runs in MLflow, on 127.0.0.1:5000 (PORT=5001 fo
 
 compare: $(VENV)/installed ## Compare all experiments in the terminal: figures, and the parameters in which they differ.
 	@PATH="$(abspath $(BIN)):$$PATH" $(BIN)/dvc exp show --only-changed --drop '.*/.*|perplexity|completion_token_accuracy'
+
+bench: $(VENV)/installed-dev ## Measure speed beside other projects, into docs/performance.md (NANOGPT=path, THREADS=1).
+	$(BIN)/python -m benchmarks.training $(BENCH)
+	$(BIN)/python -m benchmarks.generation $(BENCH)
+	$(BIN)/python -m benchmarks.preparation
+	$(BIN)/python -m benchmarks.startup
+
+BENCH = $(if $(NANOGPT),--nanogpt '$(NANOGPT)') $(if $(THREADS),--threads $(THREADS))
 
 lock: $(VENV)/installed-dev ## Pin the newest allowed version of every dependency (for maintainers).
 	$(BIN)/pip install --quiet uv

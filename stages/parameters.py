@@ -1,6 +1,7 @@
 """Strict reading of one section of params.yaml into the model that its consumer owns."""
 
 import difflib
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -38,7 +39,7 @@ def read_all(path: Path = PARAMETERS_FILE) -> dict[str, Any]:
         UserError: the file is absent or is not a YAML mapping.
     """
     try:
-        values = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+        values = _parse(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path}: not found in {Path.cwd()}; run from the project's folder") from None
     except MarkedYAMLError as error:
@@ -49,6 +50,12 @@ def read_all(path: Path = PARAMETERS_FILE) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise UserError(f"{path}: expected sections such as 'train:'; copy presets/toy.yaml")
     return values
+
+
+@lru_cache(maxsize=1)
+def _parse(text: str) -> Any:
+    """Parse YAML; a stage asks for several sections of one file, which takes a twentieth of a second each time."""
+    return YAML(typ="safe", pure=True).load(text)
 
 
 def _explain(path: Path, name: str, model: type[ParameterModel], detail: Any) -> str:

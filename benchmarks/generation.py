@@ -1,0 +1,57 @@
+"""Tokens a second in greedy generation at batch 1 and 32."""
+
+from functools import partial
+
+import torch
+from transformers import GPT2LMHeadModel
+
+from benchmarks.measuring import options, take_turns, write_table
+from benchmarks.peers import SMALL, of_nanogpt, of_transformers, ours
+from stages.core.generation import generate
+
+NEW_TOKENS = 200
+SHAPE = SMALL._replace(context_length=256)
+NEVER = -1
+
+
+def main() -> None:
+    """Measure both batch sizes."""
+    given = options(__doc__)
+    torch.manual_seed(0)
+    network, theirs = ours(SHAPE).eval(), of_transformers(SHAPE).eval()
+    rows = []
+    for batch in (1, 32):
+        prompts = torch.randint(SHAPE.vocabulary_size, (batch, 8))
+        peers = {
+            "this project": partial(generate, network, prompts.tolist(), NEVER, NEW_TOKENS),
+            "transformers, with its cache": partial(with_transformers, theirs, prompts),
+        }
+        if given.nanogpt and batch == 1:
+            peers["nanoGPT"] = partial(of_nanogpt(SHAPE).eval().generate, prompts, NEW_TOKENS)
+        timings = take_turns(peers, given.rounds, threads=given.threads)
+        first = timings["this project"].median
+        rows += [
+            [str(batch), who, timing.rate(batch * NEW_TOKENS), f"{timing.median / first:.2f}"]
+            for who, timing in timings.items()
+        ]
+    caption = f"{NEW_TOKENS} new tokens, 4 layers, d_model 128; {given.threads} thread(s), {given.rounds} rounds"
+    columns = ["batch", "", "tokens/s (middle half)", "this project is faster by"]
+    write_table("generation", caption, columns, rows)
+
+
+@torch.inference_mode()
+def with_transformers(model: GPT2LMHeadModel, prompts: torch.Tensor) -> None:
+    """Generate as many tokens, greedily."""
+    mask = torch.ones_like(prompts)
+    model.generate(
+        prompts,
+        attention_mask=mask,
+        max_new_tokens=NEW_TOKENS,
+        min_new_tokens=NEW_TOKENS,
+        do_sample=False,
+        pad_token_id=0,
+    )
+
+
+if __name__ == "__main__":
+    main()

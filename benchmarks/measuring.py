@@ -1,0 +1,102 @@
+"""How every benchmark measures: peers take turns in one process, medians with their spread, tables in docs/performance.md."""
+
+import argparse
+import gc
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+PAGE = Path("docs/performance.md")
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line says."""
+
+    threads: int
+    rounds: int
+    nanogpt: Path | None
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds for one call."""
+
+    median: float
+    low: float
+    high: float
+
+    def rate(self, amount: float) -> str:
+        """Return an amount a second, with the spread of its middle half."""
+        return f"{amount / self.median:,.0f} ({amount / self.high:,.0f} to {amount / self.low:,.0f})"
+
+
+def options(description: str | None) -> Options:
+    """Read the command line and set the number of threads."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument(
+        "--threads",
+        type=int,
+        default=torch.get_num_threads(),
+        help="1 measures processor time, which other programs do not disturb",
+    )
+    parser.add_argument("--rounds", type=int, default=7, help="turns of each peer")
+    parser.add_argument("--nanogpt", type=Path, help="a checkout of karpathy/nanoGPT, to be measured as well")
+    given = parser.parse_args()
+    torch.set_num_threads(given.threads)
+    if given.nanogpt:
+        sys.path.append(str(given.nanogpt))
+    return Options(given.threads, given.rounds, given.nanogpt)
+
+
+def take_turns(
+    peers: dict[str, Callable[[], object]], rounds: int, *, threads: int, calls: int = 1
+) -> dict[str, Timing]:
+    """Time each peer in every round, after one round that does not count."""
+    clock = time.process_time if threads == 1 else time.perf_counter
+    seconds: dict[str, list[float]] = {name: [] for name in peers}
+    for turn in range(rounds + 1):
+        for name, call in peers.items():
+            gc.collect()
+            start = clock()
+            for _ in range(calls):
+                call()
+            if turn:
+                seconds[name].append((clock() - start) / calls)
+    return {name: summarise(values) for name, values in seconds.items()}
+
+
+def summarise(values: list[float]) -> Timing:
+    """Return the median and the quartiles."""
+    low, median, high = statistics.quantiles(values, n=4) if len(values) > 1 else [values[0]] * 3
+    return Timing(median, low, high)
+
+
+def peak_flops(dtype: torch.dtype, threads: int) -> float:
+    """Return the floating-point operations a second of the fastest of several matrix products."""
+    best = 0.0
+    clock = time.process_time if threads == 1 else time.perf_counter
+    for rows, inner, columns in ((768, 128, 512), (768, 512, 128), (1024, 1024, 1024), (2048, 384, 1536)):
+        left, right = torch.randn(rows, inner, dtype=dtype), torch.randn(columns, inner, dtype=dtype)
+        for _ in range(10):
+            start = clock()
+            torch.nn.functional.linear(left, right)
+            best = max(best, 2 * rows * inner * columns / (clock() - start))
+    return best
+
+
+def write_table(name: str, caption: str, columns: list[str], rows: list[list[str]]) -> None:
+    """Print a table and put it between its markers in docs/performance.md."""
+    lines = [caption, "", f"| {' | '.join(columns)} |", f"|{' --- |' * len(columns)}"]
+    lines += [f"| {' | '.join(row)} |" for row in rows]
+    table = "\n".join(lines)
+    print(table + "\n", flush=True)
+    begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
+    page = PAGE.read_text(encoding="utf-8")
+    before, rest = page.split(begin)
+    PAGE.write_text(f"{before}{begin}\n\n{table}\n\n{end}{rest.split(end)[1]}", encoding="utf-8")

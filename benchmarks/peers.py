@@ -1,0 +1,76 @@
+"""The same GPT-2 in this project, in transformers and in nanoGPT."""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+from transformers import GPT2Config, GPT2LMHeadModel
+from transformers.utils import logging as transformers_logging
+
+from stages.core.transformer import Transformer, TransformerConfig
+
+transformers_logging.set_verbosity_error()
+
+
+class Shape(NamedTuple):
+    """A model and a batch."""
+
+    layers: int
+    heads: int
+    d_model: int
+    context_length: int
+    batch_size: int
+    vocabulary_size: int
+
+    def flops(self) -> float:
+        """Return the floating-point operations of one training step: forward, and twice that backward.
+
+        Each weight of a matrix takes a multiplication and an addition a token; attention takes 4 T D a token and layer,
+        half of which the mask spares.
+        """
+        weights = 12 * self.layers * self.d_model**2 + self.vocabulary_size * self.d_model
+        tokens = self.batch_size * self.context_length
+        return 6 * weights * tokens + 6 * self.layers * self.context_length * self.d_model * tokens
+
+
+SMALL = Shape(4, 4, 128, 64, 12, 65)
+BABY = Shape(6, 6, 384, 256, 64, 65)
+
+
+def ours(shape: Shape) -> Transformer:
+    """Return this project's model."""
+    values: dict[str, Any] = {
+        "context_length": shape.context_length, "d_model": shape.d_model, "n_layers": shape.layers,
+        "n_heads": shape.heads, "n_kv_heads": None, "feed_forward": "gelu", "d_ff": None, "norm": "layer",
+        "positions": "learned", "output_projection": True, "bias": False, "output_bias": False,
+        "tie_embeddings": True, "dropout": 0.0, "vocabulary_size": shape.vocabulary_size,
+    }  # fmt: skip
+    return Transformer(TransformerConfig(**values))
+
+
+def of_transformers(shape: Shape) -> GPT2LMHeadModel:
+    """Return transformers' GPT-2."""
+    return GPT2LMHeadModel(
+        GPT2Config(
+            vocab_size=shape.vocabulary_size, n_positions=shape.context_length, n_embd=shape.d_model,
+            n_layer=shape.layers, n_head=shape.heads, attn_pdrop=0.0, resid_pdrop=0.0, embd_pdrop=0.0,
+            bos_token_id=None, eos_token_id=None,
+        )
+    )  # fmt: skip
+
+
+def of_nanogpt(shape: Shape) -> nn.Module:
+    """Return nanoGPT's GPT-2; its checkout is in sys.path."""
+    from model import GPT, GPTConfig  # noqa: PLC0415
+
+    model: nn.Module = GPT(
+        GPTConfig(
+            shape.context_length, shape.vocabulary_size, shape.layers, shape.heads, shape.d_model, 0.0, bias=False
+        )
+    )
+    return model
+
+
+def random_tokens(shape: Shape) -> torch.Tensor:
+    """Return a text of random tokens."""
+    return torch.randint(shape.vocabulary_size, (200_000,))
