@@ -20,7 +20,7 @@ from mlflow.entities.model_registry import ModelVersion
 from tests.conftest import Project, clean_environment
 
 SECONDS_TO_START = 120
-SECONDS_TO_SWEEP = 400
+SECONDS_TO_SWEEP = 1200
 LEARNING_RATES = ("0.3", "0.1", "0.03", "0.01")
 
 
