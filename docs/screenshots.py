@@ -43,7 +43,11 @@ def main() -> None:
             run(project, "dvc", "exp", "run", "--quiet", "--name", name, "--set-param", change)
         run(project, "dvc", "plots", "diff", "main", "wider", "slower")
         server = subprocess.Popen(
-            [sys.executable, "-m", "stages.ui", "--port", str(PORT)], cwd=project, env=environment()
+            [sys.executable, "-m", "stages.ui", "--port", str(PORT)],
+            cwd=project,
+            env=environment(),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
         )
         camera = Camera(Path(temporary) / "chromium")
         try:
@@ -162,7 +166,7 @@ def photograph_mlflow(camera: Camera, project: Path) -> None:
     camera.open(f"{site}/experiments/1/runs", *EXPERIMENTS)
     camera.close_assistant()
     camera.take("mlflow-runs")
-    camera.open(f"{site}/experiments/1/runs?compareRunsMode=CHART", "train_loss", *EXPERIMENTS, height=900)
+    camera.open(f"{site}/experiments/1/runs?compareRunsMode=CHART", "learning_rate", *EXPERIMENTS, height=1100)
     camera.close_assistant()
     camera.take("mlflow-charts")
     query = urllib.parse.urlencode({"runs": json.dumps([run.info.run_id for run in runs]), "experiments": '["1"]'})
