@@ -244,13 +244,14 @@ class Vocabulary:
         if self.name == "character":
             character = texts[index][nth]
             found = f"the character {character!r} (U+{ord(character):04X}, character {nth + 1})"
-            return UnusableTextError(f"{found} is not in the vocabulary; {fix}", index)
+            return UnusableTextError(f"{found} is not in the vocabulary, which is that of the training rows; {fix}", index)
         word = split_words(texts[index])[nth]
         nearest = self._words_without_case.get(word.casefold(), []) or difflib.get_close_matches(
             word, islice(self._text_token_ids, _SEARCHED_FOR_NEAREST), n=_NEAREST
         )
         known = "nearest known: " + ", ".join(map(repr, nearest)) if nearest else "no known word is like it"
-        return UnusableTextError(f"the word {word!r} (word {nth + 1}) is not in the vocabulary; {known}; {fix}", index)
+        found = f"the word {word!r} (word {nth + 1}) is not in the vocabulary, which is that of the training rows"
+        return UnusableTextError(f"{found}; {known}; {fix}", index)
 
 
 def build_vocabulary(parameters: VocabularyParameters, batches: Iterable[Sequence[str]]) -> Vocabulary:
