@@ -244,7 +244,9 @@ class Vocabulary:
         if self.name == "character":
             character = texts[index][nth]
             found = f"the character {character!r} (U+{ord(character):04X}, character {nth + 1})"
-            return UnusableTextError(f"{found} is not in the vocabulary, which is that of the training rows; {fix}", index)
+            return UnusableTextError(
+                f"{found} is not in the vocabulary, which is that of the training rows; {fix}", index
+            )
         word = split_words(texts[index])[nth]
         nearest = self._words_without_case.get(word.casefold(), []) or difflib.get_close_matches(
             word, islice(self._text_token_ids, _SEARCHED_FOR_NEAREST), n=_NEAREST
