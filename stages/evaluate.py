@@ -104,6 +104,7 @@ def main() -> None:
     argparse.ArgumentParser(prog="python -m stages.evaluate", description=__doc__).parse_args()
     parameters = read_section("evaluate", EvaluateParameters)
     runtime = read_section("runtime", RuntimeParameters)
+    runtime.limit_threads()
     required = runtime.tracking == "required"
     if required:
         check_store()

@@ -34,6 +34,13 @@ class RuntimeParameters(ParameterModel):
     system_metrics: bool
     """Record the use of CPU, memory and GPU with each training."""
 
+    def limit_threads(self) -> None:
+        """Let torch compute with as many CPU threads as ``threads`` says."""
+        import torch  # noqa: PLC0415 - the preparation stages read this section without torch
+
+        if self.threads is not None:
+            torch.set_num_threads(self.threads)
+
     def torch_device(self) -> str:
         """Return the one device that scoring and generation run on."""
         import torch  # noqa: PLC0415 - the preparation stages read this section without torch

@@ -61,8 +61,7 @@ def fit(
         Stopped: a signal asked the training to end.
     """
     _quieten()
-    if runtime.threads is not None:
-        torch.set_num_threads(runtime.threads)
+    runtime.limit_threads()
     machine = _machine(runtime, parameters)
     plan = plan_training(training.per_pass(), parameters, runtime.micro_batch_size, _world_size(machine))
     history = TrainingHistory(plan, log)
