@@ -22,6 +22,7 @@ from types import FrameType
 from typing import Any
 
 import lightning
+import psutil
 import torch
 from filelock import FileLock, Timeout
 from lightning.pytorch.plugins.io import TorchCheckpointIO
@@ -34,6 +35,7 @@ from stages.training.data_module import Batch, TrainingPlan
 
 FOLDER = Path(".checkpoints")
 KEPT = 2  # where the newest is damaged, the one before it serves
+_SHELLS = {"sh", "dash", "bash", "zsh"}
 _SUFFIX = ".ckpt"
 _HASH_SUFFIX = ".sha256"
 _DEVICES_AGREE_EVERY = (
@@ -165,7 +167,7 @@ class Checkpoints(lightning.Callback):
         self._saved_at = time.monotonic()
         self._saved_step = 0
         # DVC that is killed leaves the stage running, for nothing: DVC would delete what it made.
-        self._parent = os.getppid() if "DVC_STAGE" in os.environ else None
+        self._dvc = _dvc_process() if "DVC_STAGE" in os.environ else None
         self._signal: signal.Signals | None = None
         self._handlers: dict[int, Any] = {}
 
@@ -231,12 +233,25 @@ class Checkpoints(lightning.Callback):
     def _cause_to_stop(self) -> str | None:
         if self._signal is not None:
             return f"stopped by {self._signal.name}"
-        if self._parent is not None and self._parent != os.getppid():
+        if self._dvc is not None and _is_gone(self._dvc):
             return "stopped because the `dvc repro` that started it is gone"
         return None
 
     def _code(self) -> int:
         return 128 + (self._signal or signal.SIGTERM)  # as shells have it
+
+
+def _dvc_process() -> psutil.Process | None:
+    """Return the process that started this stage; some shells stay between the two."""
+    parent = psutil.Process().parent()
+    return parent.parent() if parent is not None and parent.name() in _SHELLS else parent
+
+
+def _is_gone(process: psutil.Process) -> bool:
+    try:
+        return process.status() == psutil.STATUS_ZOMBIE or not process.is_running()
+    except psutil.NoSuchProcess:
+        return True
 
 
 def _hash(path: Path) -> str:
