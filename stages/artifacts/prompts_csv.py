@@ -1,28 +1,29 @@
 """The CSV of prompts and completions: read as a stream, so that a file may be larger than memory.
 
-By the standard library's reader, not pandas': it tells a row with too few cells from one with empty cells, reads no
-further than the row at hand, so that every error can name its row, and costs no import. Every cell is text as it
-stands: ``NA``, ``null`` and ``007`` are words.
+By the standard library's reader, not pandas': it tells a row with too few cells from one with empty cells, lets every
+error name its row, and costs no import. Every cell is text as it stands: ``NA``, ``null`` and ``007`` are words.
 """
 
 import csv
+import io
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import BinaryIO
 
 from stages.core.parameter_model import ParameterModel
-from stages.core.split import SPLITS, Split, SplitParameters, split_of
+from stages.core.split import SPLITS, Split, SplitParameters, splits_of
 from stages.errors import UserError
 
-_CHUNK_CHARACTERS = 2_000_000  # a chunk ends with the row that reaches them
-_CHUNK_ROWS = 50_000
+_BLOCK_BYTES = 1 << 20  # read at once, with what is left of the last line; a chunk is the rows of one block
 _LONGEST = 1 << 26  # bytes of a line and characters of a cell: a file past it is no CSV, or has an open quote
 _OTHER_DELIMITERS = {";": "semicolons", "\t": "tabs", "|": "vertical bars"}
 _UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 _UTF8_MARK = b"\xef\xbb\xbf"
+_SPLIT_NAMED: dict[str, Split] = {name: name for name in SPLITS}
 _SPLIT_OF_FILE = re.compile(rf"(?:^|[^a-zA-Z0-9])({'|'.join(SPLITS)})$")
 
 
@@ -56,9 +57,9 @@ class PromptChunk:
 
     def of(self, split: Split) -> "PromptChunk":
         """Give the rows of one split."""
-        chosen = [index for index, name in enumerate(self.splits) if name == split]
-        if len(chosen) == len(self):
+        if self.splits.count(split) == len(self):
             return self
+        chosen = [index for index, name in enumerate(self.splits) if name == split]
         return PromptChunk(
             self.path,
             [self.rows[index] for index in chosen],
@@ -144,24 +145,17 @@ def _sources_in_folder(folder: Path, split: SplitParameters) -> list[_Source]:
 
 
 def _read_file(source: _Source, data: DataParameters) -> Iterator[PromptChunk]:
+    columns, rows = None, 0
     with source.path.open("rb") as file:
-        records = _Records(source.path, file)
-        columns = _columns(source, data, next(iter(records), []))
-        chunk, characters = PromptChunk(source.path), 0
-        for cells in records:
-            prompt, completion, split = _parse(cells, columns, source.split, records)
-            chunk.rows.append(records.row)
-            chunk.prompts.append(prompt)
-            chunk.completions.append(completion)
-            chunk.splits.append(split)
-            characters += len(prompt) + len(completion)
-            if characters >= _CHUNK_CHARACTERS or len(chunk) == _CHUNK_ROWS:
-                yield chunk
-                chunk, characters = PromptChunk(source.path), 0
-    if records.row == 0:
+        for records in _read_records(source.path, file):
+            columns = columns or _columns(source, data, records.take_header())
+            if len(records.cells):
+                rows += len(records.cells)
+                yield _chunk(records, columns, source.split)
+    if columns is None:
+        raise UserError(f"{source.path}: the file is empty; its first line must name the columns")
+    if rows == 0:
         raise UserError(f"{source.path}: no rows below the header; add at least one")
-    if len(chunk):
-        yield chunk
 
 
 @dataclass(frozen=True)
@@ -175,8 +169,6 @@ class _Columns:
 
 
 def _columns(source: _Source, data: DataParameters, header: list[str]) -> _Columns:
-    if not header:
-        raise UserError(f"{source.path}: the file is empty; its first line must name the columns")
     split_column = source.split.column if isinstance(source.split, SplitParameters) else None
     prompt, completion, split = (
         None if name is None else _column(source.path, header, name, key)
@@ -209,92 +201,137 @@ def _column(path: Path, header: list[str], name: str, key: str) -> int:
             )
 
 
-def _parse(
-    cells: list[str], columns: _Columns, split: Split | SplitParameters, records: "_Records"
-) -> tuple[str, str, Split]:
-    """Give the prompt, completion and split of one record."""
+@dataclass
+class _Records:
+    """Successive records of a file; blank lines are none."""
+
+    path: Path
+    first_row: int
+    """Which record of the file the first one is: 0 is the header."""
+    cells: list[list[str]] = field(default_factory=list)
+    lines: list[int] = field(default_factory=list)
+    """The line of the file with which each record begins; the first is 1."""
+
+    def take_header(self) -> list[str]:
+        """Give the first record, and leave the others."""
+        self.first_row += 1
+        self.lines.pop(0)
+        return self.cells.pop(0)
+
+    def place(self, index: int, line: int) -> str:
+        """Say in words where the record ``index`` stands, which begins with ``line``."""
+        row = self.first_row + index
+        return f"{self.path}, {f'row {row}' if row else 'header'} (line {line})"
+
+
+def _read_records(path: Path, file: BinaryIO) -> Iterator[_Records]:
+    """Read the records of one block of lines after another."""
+    csv.field_size_limit(_LONGEST)
+    blocks = _Blocks(file)
+    reader = csv.reader(chain.from_iterable(blocks), strict=True)
+    records, block, line = _Records(path, first_row=0), 0, 1
+    try:
+        for cells in reader:
+            if blocks.count != block:
+                if records.cells:
+                    yield records
+                records, block = _Records(path, records.first_row + len(records.cells)), blocks.count
+            if cells:
+                records.cells.append(cells)
+                records.lines.append(line)
+            line = reader.line_num + 1
+    except csv.Error as error:
+        if records.cells:
+            yield records  # where an earlier record may be wrong as well
+        raise UserError(f"{records.place(len(records.cells), line)}: {_explain(error)}") from None
+    if records.cells:
+        yield records
+
+
+class _Blocks:
+    """The lines of a file, in blocks; iterated over, each block is an iterable of whole lines."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.count = 0
+        """How many blocks have been read."""
+        self._file = file
+
+    def __iter__(self) -> Iterator[Iterable[str]]:
+        start = self._file.read(len(_UTF8_MARK))
+        if start.startswith(_UTF16_MARKS):
+            raise csv.Error("the file is UTF-16; save it as UTF-8")
+        offset = len(_UTF8_MARK) if start == _UTF8_MARK else 0
+        self._file.seek(offset)
+        while block := self._file.read(_BLOCK_BYTES):
+            block += self._file.readline(_LONGEST)
+            self.count += 1
+            yield _decode(block, offset)
+            offset += len(block)
+
+
+def _decode(block: bytes, offset: int) -> Iterable[str]:
+    r"""Give the lines of a block, with ``\n`` for ``\r\n``; ``offset`` is where in the file it begins."""
+    if len(block) > _LONGEST or b"\0" in block:
+        return _checked_lines(block, offset)
+    try:
+        text = block.decode()
+    except UnicodeDecodeError:
+        return _checked_lines(block, offset)
+    return io.StringIO(text.replace("\r\n", "\n"), newline="\n")
+
+
+def _checked_lines(block: bytes, offset: int) -> Iterator[str]:
+    """Do the same line by line, so that the lines before the wrong one are read."""
+    for line in io.BytesIO(block):
+        if len(line) >= _LONGEST:
+            raise csv.Error(f"a line of more than {_LONGEST:,} bytes; is this a CSV file?")
+        if b"\0" in line:
+            raise csv.Error(f"a NUL byte at byte {offset + line.index(0):,} of the file; remove it")
+        try:
+            yield line.decode().replace("\r\n", "\n")
+        except UnicodeDecodeError as error:
+            raise csv.Error(
+                f"not UTF-8: byte 0x{line[error.start]:02x} at byte {offset + error.start:,} of the file; "
+                "save the file as UTF-8"
+            ) from None
+        offset += len(line)
+
+
+def _chunk(records: _Records, columns: _Columns, split: Split | SplitParameters) -> PromptChunk:
+    """Take the prompts, completions and splits from records."""
+    prompt, completion = columns.prompt, columns.prompt if columns.completion is None else columns.completion
+    for index, cells in enumerate(records.cells):
+        if (
+            len(cells) != len(columns.header)
+            or not (cells[prompt] or cells[completion])
+            or (columns.split is not None and cells[columns.split] not in SPLITS)
+        ):
+            raise UserError(f"{records.place(index, records.lines[index])}: {_fault(cells, columns)}")
+    prompts = [cells[prompt] for cells in records.cells]
+    completions = [""] * len(prompts) if columns.completion is None else [cells[completion] for cells in records.cells]
+    splits: list[Split]
+    if not isinstance(split, SplitParameters):
+        splits = [split] * len(prompts)
+    elif columns.split is None:
+        splits = splits_of([prompt or other for prompt, other in zip(prompts, completions, strict=True)], split)
+    else:
+        splits = [_SPLIT_NAMED[cells[columns.split]] for cells in records.cells]
+    rows = list(range(records.first_row, records.first_row + len(prompts)))
+    return PromptChunk(records.path, rows, prompts, completions, splits)
+
+
+def _fault(cells: list[str], columns: _Columns) -> str:
     if len(cells) != len(columns.header):
-        raise UserError(
-            f"{records.place}: found {len(cells)} cells where the header names {len(columns.header)} columns; "
+        return (
+            f"found {len(cells)} cells where the header names {len(columns.header)} columns; "
             "a cell with a comma or a line end must stand in double quotes"
         )
-    prompt = _with_plain_line_ends(cells[columns.prompt])
-    completion = "" if columns.completion is None else _with_plain_line_ends(cells[columns.completion])
-    if not prompt and not completion:
-        raise UserError(f"{records.place}: neither a prompt nor a completion; fill the row or delete it")
-    if not isinstance(split, SplitParameters):
-        return prompt, completion, split
-    if columns.split is None:
-        return prompt, completion, split_of(prompt or completion, split)
-    said = cells[columns.split]
-    if said not in SPLITS:
-        raise UserError(
-            f"{records.place}: column {columns.header[columns.split]!r} (split.column): found {said!r}; "
+    if columns.split is not None and cells[columns.split] not in SPLITS:
+        return (
+            f"column {columns.header[columns.split]!r} (split.column): found {cells[columns.split]!r}; "
             f"allowed: {', '.join(SPLITS)}"
         )
-    return prompt, completion, said
-
-
-def _with_plain_line_ends(cell: str) -> str:
-    return cell.replace("\r\n", "\n") if "\r" in cell else cell
-
-
-class _Records:
-    """The records of a CSV file, as lists of cells; blank lines are none."""
-
-    def __init__(self, path: Path, file: BinaryIO) -> None:
-        self.row = -1
-        """The record read last: 0 is the header."""
-        self._path = path
-        self._file = file
-        self._lines_read = 0
-        self._first_line = 1
-        csv.field_size_limit(_LONGEST)
-        self._reader = csv.reader(self._lines(), strict=True)
-
-    @property
-    def place(self) -> str:
-        """The record that is being read, or was read last, in words."""
-        name = "header" if self.row == 0 else f"row {self.row}"
-        return f"{self._path}, {name} (line {self._first_line})"
-
-    def __iter__(self) -> Iterator[list[str]]:
-        while True:
-            self.row += 1
-            cells: list[str] = []
-            try:
-                while not cells:
-                    self._first_line = self._lines_read + 1
-                    cells = next(self._reader)
-            except StopIteration:
-                self.row -= 1
-                return
-            except csv.Error as error:
-                raise UserError(f"{self.place}: {_explain(error)}") from None
-            yield cells
-
-    def _lines(self) -> Iterator[str]:
-        offset = 0
-        while line := self._file.readline(_LONGEST):
-            if offset == 0:
-                if line.startswith(_UTF16_MARKS):
-                    raise UserError(f"{self._path}: the file is UTF-16; save it as UTF-8")
-                if line.startswith(_UTF8_MARK):
-                    line, offset = line[len(_UTF8_MARK) :], len(_UTF8_MARK)
-            if len(line) == _LONGEST:
-                raise UserError(f"{self.place}: a line of more than {_LONGEST:,} bytes; is this a CSV file?")
-            if b"\0" in line:
-                raise UserError(f"{self.place}: a NUL byte at byte {offset + line.index(0):,} of the file; remove it")
-            try:
-                text = line.decode()
-            except UnicodeDecodeError as error:
-                raise UserError(
-                    f"{self.place}: not UTF-8: byte 0x{line[error.start]:02x} at byte {offset + error.start:,} of the "
-                    "file; save the file as UTF-8"
-                ) from None
-            offset += len(line)
-            self._lines_read += 1
-            yield text
+    return "neither a prompt nor a completion; fill the row or delete it"
 
 
 def _explain(error: csv.Error) -> str:

@@ -45,9 +45,8 @@ def encode_rows(vocabulary: Vocabulary, texts: Sequence[str]) -> EncodedRows:
         UnusableTextError: the vocabulary cannot encode a text; its index is that in ``texts``.
     """
     token_ids, counts = vocabulary.encode_batch(texts)
-    ends_with_eos = np.fromiter(
-        (index % 2 == 0 or text != "" for index, text in enumerate(texts)), np.bool_, len(texts)
-    )
+    ends_with_eos = np.fromiter(map(bool, texts), np.bool_, len(texts))
+    ends_with_eos[::2] = True
     lengths = counts + ends_with_eos
     return EncodedRows(
         token_ids=np.insert(token_ids, np.cumsum(counts)[ends_with_eos], vocabulary.eos_id),
@@ -76,13 +75,10 @@ def count_scored(  # noqa: D417
         len(rows.row_lengths) if parameters.packing == "rows" else min(int(begins_split), len(rows.row_lengths))
     )
     offsets = np.cumsum(rows.row_lengths) - rows.row_lengths
-    first_bytes = sum(
-        vocabulary.first_token_bytes(prompt, int(token_id))
-        for prompt, token_id in zip(texts[: 2 * first_rows : 2], rows.token_ids[offsets[:first_rows]], strict=True)
-        if token_id != vocabulary.eos_id
-    )
+    first_ids = rows.token_ids[offsets[:first_rows]]
+    first_bytes = vocabulary.first_token_bytes(texts[: 2 * first_rows : 2], first_ids)
     return Scored(len(rows.token_ids) - first_rows, _utf8_bytes(texts) - first_bytes)
 
 
 def _utf8_bytes(texts: Sequence[str]) -> int:
-    return sum(len(text) if text.isascii() else len(text.encode()) for text in texts)
+    return len("".join(texts).encode())

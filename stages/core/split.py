@@ -1,6 +1,7 @@
 """Decide from its text alone which split a row belongs to, so that a row never moves when others are added."""
 
 import hashlib
+from collections.abc import Sequence
 from typing import Literal, Self, get_args
 
 import pydantic
@@ -35,19 +36,24 @@ class SplitParameters(ParameterModel):
         return self
 
 
-def split_of(text: str, parameters: SplitParameters) -> Split:
-    """Give the split of a row that is known by ``text``: its prompt, or its completion if the prompt is empty.
+def splits_of(texts: Sequence[str], parameters: SplitParameters) -> list[Split]:
+    """Give the split of each row, known by its text: its prompt, or its completion if the prompt is empty.
 
     Rows with the same text share a split. The result depends on the text, the seed and the fractions alone: it is the
     same on every platform and whatever other rows there are.
     """
     if parameters.validation + parameters.test == 0:
-        return "train"
-    seed = parameters.seed.to_bytes(8, "little")
-    digest = hashlib.blake2b(text.encode(), digest_size=8, key=seed).digest()
-    fraction = (int.from_bytes(digest, "little") >> 64 - _FRACTION_BITS) / 2**_FRACTION_BITS
-    if fraction < parameters.validation:
-        return "validation"
-    if fraction < parameters.validation + parameters.test:
-        return "test"
-    return "train"
+        return ["train"] * len(texts)
+    keyed = hashlib.blake2b(digest_size=8, key=parameters.seed.to_bytes(8, "little"))
+    splits: list[Split] = []
+    for text in texts:
+        drawn = keyed.copy()
+        drawn.update(text.encode())
+        fraction = (int.from_bytes(drawn.digest(), "little") >> 64 - _FRACTION_BITS) / 2**_FRACTION_BITS
+        if fraction < parameters.validation:
+            splits.append("validation")
+        elif fraction < parameters.validation + parameters.test:
+            splits.append("test")
+        else:
+            splits.append("train")
+    return splits

@@ -154,21 +154,25 @@ class Vocabulary:
         words = (word if word in known else self._only_match_in_another_case(word) for word in split_words(text))
         return self.encode(" ".join(words))
 
-    def first_token_bytes(self, text: str, token_id: int) -> int:
-        """Count the UTF-8 bytes that the first token of ``text`` stands for, ``token_id`` being its id."""
+    def first_token_bytes(self, texts: Sequence[str], token_ids: TokenIds) -> int:
+        """Count the UTF-8 bytes that the first tokens of texts stand for.
+
+        ``token_ids`` [texts] are these tokens, <EOS> where a text has none.
+        """
         match self.name:
             case "word":  # with the white space before it
-                word = _WORD.search(text)
-                return len(text[: word.end()].encode()) if word else 0
+                return sum(len(text[: word.end()].encode()) for text in texts if (word := _WORD.search(text)))
             case "character":
-                return len(text[0].encode())
-            case "bpe":  # the byte-level alphabet has one character a byte
-                return len(self._tokens[token_id])
+                return len("".join(text[:1] for text in texts).encode())
+            case "bpe":
+                return int(self._byte_lengths[token_ids].sum())
 
     @cached_property
-    def _tokens(self) -> list[str]:
-        """[V] the tokens in the order of their ids."""
-        return list(self.token_to_id)
+    def _byte_lengths(self) -> npt.NDArray[np.int64]:
+        """[V] the bytes of each bpe token: the byte-level alphabet has one character a byte. <EOS> has none."""
+        lengths = np.fromiter(map(len, self.token_to_id), np.int64, self.size)
+        lengths[self.eos_id] = 0
+        return lengths
 
     @cached_property
     def _text_token_ids(self) -> dict[str, int]:
@@ -190,7 +194,7 @@ class Vocabulary:
         return _flatten([[known.get(word, _ABSENT) for word in split_words(text)] for text in texts])
 
     def _encode_characters(self, texts: Sequence[str]) -> tuple[TokenIds, npt.NDArray[np.int64]]:
-        code_points = np.frombuffer("".join(texts).encode("utf-32-le"), dtype=np.uint32)
+        code_points = _code_points("".join(texts))
         return self._code_point_ids[code_points], np.fromiter(map(len, texts), dtype=np.int64, count=len(texts))
 
     def _encode_bytes(self, texts: Sequence[str]) -> tuple[TokenIds, npt.NDArray[np.int64]]:
@@ -275,7 +279,7 @@ def build_vocabulary(parameters: VocabularyParameters, batches: Iterable[Sequenc
             _refuse_words(texts, set(added))
             tokens |= dict.fromkeys(split_words("\n".join(texts)))
         else:
-            tokens |= dict.fromkeys("".join(texts))
+            tokens |= dict.fromkeys(_characters_by_first_appearance("".join(texts)))
     ids = {token: token_id for token_id, token in enumerate([*tokens, *added])}
     unknown = UNKNOWN if parameters.unknown_token else _NO_UNKNOWN
     tokenizer = Tokenizer(models.WordLevel(ids, unk_token=unknown))
@@ -293,6 +297,19 @@ def split_words(text: str) -> list[str]:
     if any(space in text for space in _ONLY_PYTHON_SPACES):
         return _WORD.findall(text)
     return text.split()
+
+
+def _code_points(text: str) -> npt.NDArray[np.uint32]:
+    return np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)
+
+
+def _characters_by_first_appearance(text: str) -> list[str]:
+    """Give the characters of a text, each once: as ``dict.fromkeys(text)`` does, in a quarter of the time."""
+    code_points = _code_points(text)
+    first = np.full(code_points.max(initial=0) + 1, len(text))
+    first[code_points[::-1]] = np.arange(len(text))[::-1]  # of equal code points the last assignment, the first, stays
+    found = np.flatnonzero(first < len(text))
+    return [chr(code_point) for code_point in found[np.argsort(first[found])]]
 
 
 def _train_bpe(size: int, batches: Iterable[Sequence[str]]) -> Tokenizer:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from stages.artifacts import prompts_csv
 from stages.artifacts.prompts_csv import DataParameters, PromptChunk, read_prompts
-from stages.core.split import Split, SplitParameters, split_of
+from stages.core.split import Split, SplitParameters, splits_of
 from stages.errors import UserError
 
 SHARED_DATA = Path(__file__).parents[2].parent / "shared" / "data"
@@ -57,15 +57,15 @@ def read_bytes(content: bytes, split: SplitParameters = NOTHING_HELD_OUT) -> lis
     quoting=st.sampled_from(QUOTING),
     line_end=st.sampled_from(["\n", "\r\n"]),
     encoding=st.sampled_from(["utf-8", "utf-8-sig"]),
-    chunk_characters=st.sampled_from([1, 5, 10_000]),
+    block_bytes=st.sampled_from([1, 5, 10_000]),
 )
 def test_what_pandas_writes_comes_back_row_for_row(
-    cells: list[tuple[str, str]], quoting: Quoting, line_end: str, encoding: str, chunk_characters: int
+    cells: list[tuple[str, str]], quoting: Quoting, line_end: str, encoding: str, block_bytes: int
 ) -> None:
     frame = pd.DataFrame(cells, columns=["prompt", "completion"], dtype=object)
     frame.to_csv("prompts.csv", index=False, quoting=quoting, lineterminator=line_end, encoding=encoding)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(prompts_csv, "_CHUNK_CHARACTERS", chunk_characters)
+        patch.setattr(prompts_csv, "_BLOCK_BYTES", block_bytes)
         assert rows(read_prompts(data("prompts.csv"), NOTHING_HELD_OUT)) == cells
 
 
@@ -189,7 +189,9 @@ def test_in_a_folder_the_names_say_the_splits() -> None:
     assert read["a"] == read["b"] == "test"
     # There is a test file, so that only validation rows are drawn from the training file.
     of_training_file = HALF_HELD_OUT.model_copy(update={"test": 0.0})
-    assert {prompt: read[prompt] for prompt in prompts} == {p: split_of(p, of_training_file) for p in prompts}
+    assert {prompt: read[prompt] for prompt in prompts} == dict(
+        zip(prompts, splits_of(prompts, of_training_file), strict=True)
+    )
 
 
 def test_a_folder_whose_names_do_not_say_the_splits_is_refused() -> None:
