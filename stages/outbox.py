@@ -1,8 +1,8 @@
 """Metrics on their way to the tracking server: no step waits for it, and what it does not take is kept on disk.
 
-A run's outbox is a folder of the main workspace, locked as long as its process lives and deleted when all is sent and the
-run has ended. One that is found unlocked belongs to a process that was killed, or whose server was away. Sending is given as
-a function: this module knows no MLflow.
+An outbox is a folder of the main workspace, locked as long as its process lives and deleted when all is sent and the run has
+ended. One that is found unlocked belongs to a process that was killed, or whose server was away. It is there before its run
+is, so that no run is without one. Sending is given as a function: this module knows no MLflow.
 """
 
 import json
@@ -11,12 +11,14 @@ import queue
 import shutil
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, Self
 
 from filelock import FileLock, Timeout
 
+from stages.artifacts.atomic import atomic_file
 from stages.run_names import project_root
 
 FOLDER = Path(".runs/unsent")
@@ -40,23 +42,23 @@ Send = Callable[[Sequence[Point]], None]
 class Outbox:
     """What one run has yet to send."""
 
-    def __init__(self, run_id: str, lock: FileLock) -> None:
-        self.run_id = run_id
+    def __init__(self, lock: FileLock) -> None:
         self._lock = lock  # held
         self._folder = Path(lock.lock_file).parent
+        self._run = self._folder / "run"
         self._points = self._folder / "points.jsonl"
         self._end = self._folder / "end.json"
         self._files = self._folder / "files"
 
     @classmethod
-    def open(cls, run_id: str, store: str) -> Self:
-        """Begin the outbox of a run; ``store`` tells which server or file it belongs to, and holds no secret."""
-        folder = project_root() / FOLDER / run_id
-        folder.mkdir(parents=True, exist_ok=True)
+    def open(cls, store: str) -> Self:
+        """Begin an outbox; ``store`` tells which server or file it belongs to, and holds no secret."""
+        folder = project_root() / FOLDER / uuid.uuid4().hex
+        folder.mkdir(parents=True)
         lock = FileLock(folder / "lock")
         lock.acquire()
         (folder / "store").write_text(store, encoding="utf-8")
-        return cls(run_id, lock)
+        return cls(lock)
 
     @classmethod
     def left_behind(cls, store: str) -> Iterator[Self]:
@@ -69,7 +71,22 @@ class Outbox:
                 continue
             with lock:
                 if place.exists() and place.read_text(encoding="utf-8") == store:
-                    yield cls(place.parent.name, lock)
+                    yield cls(lock)
+
+    @property
+    def id(self) -> str:
+        """Return a name that no other outbox has."""
+        return self._folder.name
+
+    @property
+    def run_id(self) -> str | None:
+        """Return the run that it is of; None where the process was killed before it could say so."""
+        return self._run.read_text(encoding="utf-8") if self._run.exists() else None
+
+    @run_id.setter
+    def run_id(self, run_id: str) -> None:
+        with atomic_file(self._run) as file:
+            file.write(run_id.encode())
 
     @property
     def folder(self) -> Path:

@@ -30,7 +30,7 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
 from mlflow import MlflowClient
-from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
+from mlflow.entities import Dataset, DatasetInput, InputTag, LifecycleStage, Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NOTE
 
@@ -49,6 +49,7 @@ EXPERIMENT_TAG = "dvc.experiment"
 COMMIT_TAG = "git.commit"
 CHANGED_TAG = "git.changed_files"
 INPUTS_TAG = "inputs.md5"
+OUTBOX_TAG = "outbox"
 MODEL_NAME = "model"
 
 # The pages that MLflow shows first: those of models in training.
@@ -65,6 +66,7 @@ class TrainingRun:
 
     def __init__(self, client: MlflowClient, run: Run, outbox: Outbox) -> None:
         self.id: str | None = run.info.run_id
+        self._run_id: str = run.info.run_id
         self.name: str = run.info.run_name
         self._client = client
         self._outbox = outbox
@@ -84,7 +86,7 @@ class TrainingRun:
         try:
             sent = self._sender.close()
             if sent:
-                _send(self._client, self._outbox)
+                _send(self._client, self._outbox, self._run_id)
         except Exception:  # noqa: BLE001 - nothing is lost
             sent = False
         if not sent:
@@ -167,7 +169,9 @@ def start_training_run(
         except MlflowException:
             pass  # deleted, or in another store
         else:
-            return TrainingRun(client, client.get_run(run_id), Outbox.open(run_id, _store()))
+            outbox = Outbox.open(_store())
+            outbox.run_id = run_id
+            return TrainingRun(client, client.get_run(run_id), outbox)
     return TrainingRun(client, *_create_run(client, experiment_id, provenance, dataset_path))
 
 
@@ -225,13 +229,10 @@ def log_evaluation(
     run_id = run.info.run_id
     fingerprint = evaluation.provenance.fingerprint
     if run.data.tags.get(EVALUATION_TAG, fingerprint) != fingerprint:
-        child = client.create_run(
-            experiment_id,
-            run_name=f"{run.info.run_name} evaluation {fingerprint[:7]}",
-            tags={MLFLOW_PARENT_RUN_ID: run_id},
+        child, outbox = _create_run_with_outbox(
+            client, experiment_id, f"{run.info.run_name} evaluation {fingerprint[:7]}", {MLFLOW_PARENT_RUN_ID: run_id}
         )
         run_id = child.info.run_id
-        outbox = Outbox.open(run_id, _store())
         client.log_batch(run_id, params=_parameters(evaluation.provenance.parameters))
     now = int(time.time() * 1000)
     tags = {
@@ -333,27 +334,41 @@ def _send_left_behind(client: MlflowClient) -> list[str]:
     done = []
     for outbox in Outbox.left_behind(_store()):
         try:
-            run = client.get_run(outbox.run_id)
+            run = _find_run(client, outbox)
+            if run is None:
+                outbox.remove()
+                continue
             killed = outbox.end()[0] == "KILLED"
-            points = _send(client, outbox)
+            points = _send(client, outbox, run.info.run_id)
         except MlflowException as error:
-            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-                outbox.remove()  # a person deleted the run
-            else:
-                done.append(f"run {outbox.run_id}: {masked(str(error))}; delete {outbox.folder}/ to give it up")
+            done.append(f"run {outbox.run_id}: {masked(str(error))}; delete {outbox.folder}/ to give it up")
         else:
             what = "marked as killed, as its process is gone" if killed else f"sent what was left, {points:,} points"
             done.append(f"MLflow run {run.info.run_name}: {what}")
     return done
 
 
-def _send(client: MlflowClient, outbox: Outbox) -> int:
+def _find_run(client: MlflowClient, outbox: Outbox) -> Run | None:
+    """Find the run of an outbox; None where a person deleted it, or its process was killed before it was created."""
+    if outbox.run_id is None:
+        experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+        return next(iter(client.search_runs(experiments, f"tags.{OUTBOX_TAG} = '{outbox.id}'")), None)
+    try:
+        run = client.get_run(outbox.run_id)
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            return None
+        raise
+    return run if run.info.lifecycle_stage == LifecycleStage.ACTIVE else None
+
+
+def _send(client: MlflowClient, outbox: Outbox, run_id: str) -> int:
     """Send all that an outbox holds, end its run and delete it; return the number of points."""
-    points = outbox.send_points(lambda points: _send_points(client, outbox.run_id, points))
+    points = outbox.send_points(lambda points: _send_points(client, run_id, points))
     for path, place in outbox.files():
-        client.log_artifact(outbox.run_id, str(path), str(place.parent))
+        client.log_artifact(run_id, str(path), str(place.parent))
     status, milliseconds = outbox.end()
-    client.set_terminated(outbox.run_id, status, milliseconds)
+    client.set_terminated(run_id, status, milliseconds)
     outbox.remove()
     return points
 
@@ -375,12 +390,8 @@ def _create_run(
     client: MlflowClient, experiment_id: str, provenance: Provenance, dataset_path: Path
 ) -> tuple[Run, Outbox]:
     parameters = _parameters(read_all())
-    run = client.create_run(
-        experiment_id,
-        run_name=_name(client, experiment_id, provenance, parameters),
-        tags=_tags(provenance),
-    )
-    outbox = Outbox.open(run.info.run_id, _store())
+    name = _name(client, experiment_id, provenance, parameters)
+    run, outbox = _create_run_with_outbox(client, experiment_id, name, _tags(provenance))
     client.log_batch(run.info.run_id, params=parameters)
     digest = provenance.dependencies[str(dataset_path)]
     source = json.dumps({"uri": str(dataset_path)})
@@ -389,6 +400,16 @@ def _create_run(
     with one_at_a_time():
         client.log_inputs(run.info.run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])])
     remember_run_name(provenance.fingerprint, run.info.run_name)
+    return run, outbox
+
+
+def _create_run_with_outbox(
+    client: MlflowClient, experiment_id: str, name: str, tags: Mapping[str, str]
+) -> tuple[Run, Outbox]:
+    """Create a run whose tag names an outbox that is there before it: however early its process is killed, it is ended."""
+    outbox = Outbox.open(_store())
+    run = client.create_run(experiment_id, run_name=name, tags={**tags, OUTBOX_TAG: outbox.id})
+    outbox.run_id = run.info.run_id
     return run, outbox
 
 

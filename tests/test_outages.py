@@ -101,7 +101,8 @@ def stored(run_id: str | None) -> tuple[Run, list[int]]:
 
 
 def unsent(workspace: Path) -> list[str]:
-    return [path.name for path in (workspace / outbox.FOLDER).glob("*")]
+    """Return the runs whose outbox is there."""
+    return [path.read_text() for path in (workspace / outbox.FOLDER).glob("*/run")]
 
 
 def test_a_server_that_is_away_is_told_within_ten_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -264,17 +265,34 @@ def test_what_is_meant_for_another_store_waits_for_it(workspace: Path, monkeypat
 
 
 def test_a_run_that_a_person_deleted_is_forgotten(workspace: Path) -> None:
-    run_id = abandoned()
-    (workspace / outbox.FOLDER / run_id).rename(workspace / outbox.FOLDER / ("0" * 32))
+    MlflowClient(tracking_uri()).delete_run(abandoned())
+    abandoned()
+    next((workspace / outbox.FOLDER).glob("*/run")).write_text("0" * 32)  # as after `mlflow gc`
     assert tracking.send_left_behind() == []
-    assert unsent(workspace) == []
+    assert not list((workspace / outbox.FOLDER).iterdir())
+
+
+@pytest.mark.parametrize("created", [False, True])
+def test_a_process_killed_while_it_creates_its_run_leaves_none_running(workspace: Path, created: bool) -> None:
+    die = "lambda *arguments, **keywords: os.kill(os.getpid(), signal.SIGKILL)"
+    patch = f"Outbox.run_id = property(None, {die})" if created else f"MlflowClient.create_run = {die}"
+    code = f"import os, signal\nfrom tests.test_outages import MlflowClient, begin\nfrom stages.outbox import Outbox\n{patch}\nbegin()"
+    environment = clean_environment() | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    assert subprocess.run([sys.executable, "-c", code], env=environment, check=False).returncode == -signal.SIGKILL
+    client = MlflowClient(tracking_uri())
+    (experiment,) = (found.experiment_id for found in client.search_experiments() if found.name != "Default")
+    before = [run.info.status for run in client.search_runs([experiment])]
+    assert before == (["RUNNING"] if created else [])
+    assert len(tracking.send_left_behind()) == len(before)
+    assert [run.info.status for run in client.search_runs([experiment])] == (["KILLED"] if created else [])
+    assert not list((workspace / outbox.FOLDER).iterdir())
 
 
 def test_the_line_that_a_power_cut_tore_is_passed_over(workspace: Path) -> None:
     with begin() as run:
         pass
     assert run.id is not None
-    box = outbox.Outbox.open(run.id, "store")
+    box = outbox.Outbox.open("store")
     box.keep([outbox.Point("train_loss", 1.0, 1, step) for step in range(3)])
     with (box.folder / "points.jsonl").open("a") as file:
         file.write('["train_loss", 1.')
