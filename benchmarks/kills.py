@@ -1,9 +1,10 @@
 """Kill `dvc repro` at random moments, again and again, and compare what it ends with to an uninterrupted one.
 
-    python -m benchmarks.kills --kills 20
+    python -m benchmarks.kills --kills 200
 
 Each kill hits the whole process group, or DVC alone, with SIGKILL, SIGTERM or SIGINT, at a random moment of what is left
-to do. It ends with a table, and exits with 1 if a byte differs or a run of a dead process is still RUNNING.
+to do. Whenever the pipeline ends before the kill, its bytes are compared, and it begins anew without its cache.
+tests/test_resume.py does it twenty times.
 """
 
 import argparse
@@ -14,10 +15,10 @@ import shutil
 import signal
 import sqlite3
 import subprocess
-import sys
 import tempfile
 import time
 from collections import Counter
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.conftest import Project, clean_environment, clone
@@ -28,11 +29,11 @@ STEPS = 1200
 ENDINGS = (("group", signal.SIGKILL), ("group", signal.SIGTERM), ("group", signal.SIGINT), ("dvc", signal.SIGKILL))
 
 
-def slow_toy(folder: Path) -> Project:
+def slow_toy(folder: Path, steps: int = STEPS) -> Project:
     """Clone the project, with a training of some seconds that takes a checkpoint every half second."""
     project = clone(folder)
     project.replace("params.yaml", "epochs: 30", "epochs: null")
-    project.replace("params.yaml", "max_steps: null", f"max_steps: {STEPS}")
+    project.replace("params.yaml", "max_steps: null", f"max_steps: {steps}")
     project.replace("params.yaml", "dropout: 0.0", "dropout: 0.1")
     project.replace("params.yaml", "checkpoint_minutes: 10", "checkpoint_minutes: 0.008")
     return project
@@ -82,6 +83,62 @@ def statuses(project: Project) -> Counter[str]:
         return Counter(status for (status,) in database.execute("select status from runs"))
 
 
+@dataclass
+class Kills:
+    """What became of a pipeline that was killed again and again."""
+
+    signals: Counter[str] = field(default_factory=Counter)
+    """Kills by target and signal."""
+    stages: Counter[str] = field(default_factory=Counter)
+    """Kills by the stage that was running; an empty name where none had begun."""
+    passes: int = 0
+    """How often the pipeline ended, each time with the bytes of an uninterrupted one."""
+    runs: Counter[str] = field(default_factory=Counter)
+    """MLflow runs by status, at the end."""
+    resumed: int = 0
+    """Trainings that went on from a checkpoint."""
+
+
+def kill_at_random(project: Project, expected: dict[str, str], kills: int, seconds: float, seed: int) -> Kills:
+    """Kill the pipeline of ``project`` at moments drawn from ``seconds``, the time that it takes uninterrupted.
+
+    ``expected`` are the digests that it must end with.
+
+    Raises:
+        AssertionError: bytes differ, or a process failed otherwise than by its kill, or showed a traceback.
+    """
+    chance = random.Random(seed)
+    log = project.folder.parent / "log"
+    killed = Kills()
+    while True:
+        log.write_bytes(b"")
+        process = start(project, log)
+        try:
+            process.wait(chance.uniform(0, seconds) if killed.signals.total() < kills else None)
+        except subprocess.TimeoutExpired:
+            target, number = chance.choice(ENDINGS)
+            end(process, target, number)
+            killed.signals[f"{target} {number.name}"] += 1
+            killed.stages[log.read_text().rpartition("Running stage '")[2].partition("'")[0]] += 1
+        else:
+            if process.returncode or digests(project) != expected:
+                raise AssertionError(f"exit code {process.returncode}, or other bytes:\n{log.read_text()}")
+            killed.passes += 1
+        text = log.read_text()
+        killed.resumed += text.count("resumed at step")
+        if "Traceback" in text:
+            raise AssertionError(text)
+        if process.returncode == 0:
+            if killed.signals.total() >= kills:
+                break
+            # Begin anew, with nothing that DVC could restore.
+            shutil.rmtree(project.folder / ".dvc/cache")
+            for name in digests(project):
+                (project.folder / name).unlink()
+    killed.runs = statuses(project)
+    return killed
+
+
 def main() -> None:
     """Kill as often as asked."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.kills", description=__doc__)
@@ -89,46 +146,19 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that starts this in the background ignores it
-    chance = random.Random(options.seed)
     with tempfile.TemporaryDirectory() as folder:
-        reference = slow_toy(Path(folder) / "reference")
+        whole = slow_toy(Path(folder) / "whole/project")
         began = time.monotonic()
-        reference.run("dvc", "repro")
-        whole = time.monotonic() - began
-        project = slow_toy(Path(folder) / "killed")
-        log = Path(folder) / "log"
-        killed: Counter[str] = Counter()
+        whole.run("dvc", "repro")
+        seconds = time.monotonic() - began
         began = time.monotonic()
-        while killed.total() < options.kills:
-            process = start(project, log)
-            target, number = chance.choice(ENDINGS)
-            try:
-                process.wait(chance.uniform(0, whole))
-                # It was done before the kill came: begin anew, with nothing that DVC could restore.
-                shutil.rmtree(project.folder / ".dvc/cache")
-                for name in digests(project):
-                    (project.folder / name).unlink()
-            except subprocess.TimeoutExpired:
-                end(process, target, number)
-                killed[f"{target} {number.name}"] += 1
-        process = start(project, log)
-        code = process.wait()
-        took = time.monotonic() - began
-        same = digests(project) == digests(reference)
-        text = log.read_text()
-        runs = statuses(project)
-        stopped_in = Counter(part.split("'")[0] for part in text.split("Running stage '")[1:])
-        print(f"uninterrupted: {whole:.1f} s; {killed.total()} kills and what was done between them: {took:.1f} s")
-        print("kills: " + ", ".join(f"{count} x {name}" for name, count in sorted(killed.items())))
-        print("stages begun: " + ", ".join(f"{name} {count}" for name, count in stopped_in.items()))
-        print(
-            f"resumed from a checkpoint: {text.count('resumed at step')} times; tracebacks: {text.count('Traceback')}"
-        )
-        print(f"MLflow runs: {dict(runs)}; exit code at the end: {code}")
-        print(f"files of the outputs: {len(digests(reference))}, {'all the same bytes' if same else 'THEY DIFFER'}")
-        if not same or runs["RUNNING"] or code:
-            print(text[-3000:])
-            sys.exit(1)
+        project = slow_toy(Path(folder) / "killed/project")
+        killed = kill_at_random(project, digests(whole), options.kills, seconds, options.seed)
+        print(f"uninterrupted: {seconds:.1f} s; killed and begun again: {time.monotonic() - began:.1f} s")
+        print("kills: " + ", ".join(f"{count} x {name}" for name, count in sorted(killed.signals.items())))
+        print("kills by stage: " + ", ".join(f"{name or 'none yet'} {count}" for name, count in killed.stages.items()))
+        print(f"passes with the same bytes: {killed.passes}; resumed from a checkpoint: {killed.resumed} times")
+        print(f"MLflow runs: {dict(killed.runs)}")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,10 @@
 Reads the sections data, split and dataset of params.yaml.
 """
 
+from stages.command_line import command_parser, run, with_progress  # first, for a Ctrl-C while the others are imported
+
+# isort: split
+
 from contextlib import ExitStack
 
 from stages.artifacts.prompts_csv import DataParameters, read_prompts
@@ -17,7 +21,6 @@ from stages.artifacts.token_shards import (
     write_metadata,
 )
 from stages.artifacts.vocabulary_json import read_vocabulary
-from stages.command_line import command_parser, run, with_progress
 from stages.core.rows import Scored, count_scored, encode_rows
 from stages.core.split import SPLITS, SplitParameters
 from stages.core.vocabulary import UnusableTextError

@@ -3,11 +3,14 @@
 Reads the sections data, split and vocabulary of params.yaml.
 """
 
+from stages.command_line import command_parser, run, with_progress  # first, for a Ctrl-C while the others are imported
+
+# isort: split
+
 from collections.abc import Iterator
 
 from stages.artifacts.prompts_csv import DataParameters, PromptChunk, read_prompts
 from stages.artifacts.vocabulary_json import VOCABULARY_FILE, write_vocabulary
-from stages.command_line import command_parser, run, with_progress
 from stages.core.split import SplitParameters
 from stages.core.vocabulary import UnusableTextError, VocabularyParameters, build_vocabulary
 from stages.errors import UserError

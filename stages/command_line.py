@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sized
-from types import FrameType
+from types import FrameType, TracebackType
 from typing import TypeVar
 
 from stages.errors import Stopped, UserError
@@ -23,6 +23,17 @@ _FIXES = {
 }
 
 Chunk = TypeVar("Chunk", bound=Sized)
+
+
+def _tell_interruption(kind: type[BaseException], error: BaseException, where: TracebackType | None) -> None:
+    if not issubclass(kind, KeyboardInterrupt):
+        sys.__excepthook__(kind, error, where)
+        return
+    print("interrupted", file=sys.stderr)
+
+
+# Ctrl-C may come while a command imports torch, which takes seconds: commands import this module before all others.
+sys.excepthook = _tell_interruption
 
 
 def run(main: Callable[[], None]) -> None:

@@ -1,5 +1,9 @@
 """Score the model on rows it has not seen, and show what it does: metrics/, with pictures and a report to read."""
 
+from stages import command_line  # first, for a Ctrl-C while the others are imported
+
+# isort: split
+
 import argparse
 from collections import Counter
 from dataclasses import dataclass
@@ -10,7 +14,6 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from stages import command_line
 from stages.artifacts.atomic import atomic_file
 from stages.artifacts.metrics_json import write_json
 from stages.artifacts.model_weights import SavedModel, read_model

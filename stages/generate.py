@@ -1,5 +1,9 @@
 """Complete prompts with the trained model: `python -m stages.generate "What is CNN"` prints `Great`."""
 
+from stages import command_line  # first, for a Ctrl-C while the others are imported
+
+# isort: split
+
 import argparse
 import sys
 from collections.abc import Iterator
@@ -7,7 +11,6 @@ from pathlib import Path
 
 from tokenizers.decoders import DecodeStream
 
-from stages import command_line
 from stages.artifacts.model_weights import read_model
 from stages.artifacts.vocabulary_json import VOCABULARY_FILE, read_vocabulary
 from stages.core.generation import Sampling, generate, stream

@@ -1,12 +1,15 @@
 """Train the model: data/dataset/ -> data/model/, metrics/train.json and the curves, as one MLflow run."""
 
+from stages import command_line  # first, for a Ctrl-C while the others are imported
+
+# isort: split
+
 import argparse
 from pathlib import Path
 
 import lightning
 from lightning.pytorch.utilities import rank_zero_only
 
-from stages import command_line
 from stages.artifacts.metrics_json import write_json
 from stages.artifacts.model_weights import SavedModel, write_model
 from stages.artifacts.table_csv import write_table

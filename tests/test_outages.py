@@ -8,6 +8,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -173,6 +174,38 @@ def test_a_server_that_dies_stalls_no_step_and_gets_everything_later(
     assert run.id is not None
     path = MlflowClient(server.uri).download_artifacts(run.id, "metrics/train.json", str(workspace))
     assert Path(path).read_text() == "{}"
+
+
+class StopsTheServer(list[Path]):
+    """Files to send, of which the first one finds the server gone."""
+
+    def __init__(self, server: Server) -> None:
+        super().__init__([Path("metrics/train.json")])
+        self._server = server
+
+    def __iter__(self) -> Iterator[Path]:
+        self._server.stop()
+        return super().__iter__()
+
+
+def test_a_server_that_dies_under_an_evaluation_is_told_and_gets_it_all_when_it_is_repeated(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with begin() as run:
+        pass
+    interrupted = Evaluation(PROVENANCE, {"split": "test", "loss": 1.0}, description="", paths=StopsTheServer(server))
+    with pytest.raises(UserError, match=r"MLflow at http://127\.0\.0\.1:.*when it is well again, type `dvc repro`"):
+        tracking.log_evaluation(PROVENANCE, interrupted, DATASET)
+    server.start()
+    tracking.log_evaluation(PROVENANCE, replace(interrupted, paths=[Path("metrics/train.json")]), DATASET)
+    found, _ = stored(run.id)
+    assert found.info.status == "FINISHED"
+    assert found.data.metrics == {"loss": 1.0}
+    assert [file.path for file in MlflowClient(server.uri).list_artifacts(found.info.run_id, "metrics")] == [
+        "metrics/train.json"
+    ]
 
 
 def test_a_server_that_comes_back_in_time_leaves_nothing_to_do(

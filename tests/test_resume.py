@@ -1,4 +1,4 @@
-"""Real `dvc repro` processes, killed; `python -m benchmarks.kills` does it at random moments, many times."""
+"""Real `dvc repro` processes, killed at chosen and at random moments."""
 
 import os
 import signal
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.kills import digests, end, slow_toy, start, statuses
+from benchmarks.kills import digests, end, kill_at_random, slow_toy, start, statuses
 from tests.conftest import Project
 
 
@@ -32,10 +32,18 @@ def log(project: Project) -> str:
     return (project.folder.parent / "log").read_text()
 
 
-def test_killed_again_and_again_it_ends_with_the_same_bytes_in_one_run(project: Project, tmp_path: Path) -> None:
-    whole = slow_toy(tmp_path / "whole")
-    whole.run("dvc", "repro")
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, str], float]:
+    """The digests of a pipeline that nothing interrupted, and the seconds that it took."""
+    project = slow_toy(tmp_path_factory.mktemp("whole") / "project")
+    began = time.monotonic()
+    project.run("dvc", "repro")
+    return digests(project), time.monotonic() - began
 
+
+def test_killed_again_and_again_it_ends_with_the_same_bytes_in_one_run(
+    project: Project, whole: tuple[dict[str, str], float]
+) -> None:
     first = start_until(project, "step 120/")
     os.killpg(first.pid, signal.SIGSTOP)  # so that it is still there when the second one comes
     holder = next((project.folder / ".checkpoints").glob("*/pid")).read_text()
@@ -59,7 +67,28 @@ def test_killed_again_and_again_it_ends_with_the_same_bytes_in_one_run(project: 
     assert "resumed at step" in log(project)
     end(process, "group", signal.SIGKILL)
     project.run("dvc", "repro")
-    assert digests(project) == digests(whole)
+    assert digests(project) == whole[0]
     assert statuses(project) == {"FINISHED": 1}
-    for workspace in (project, whole):
-        assert not list((workspace.folder / ".checkpoints").iterdir())
+    assert not list((project.folder / ".checkpoints").iterdir())
+
+
+def test_killed_at_twenty_random_moments_it_ends_with_the_same_bytes(
+    project: Project, whole: tuple[dict[str, str], float]
+) -> None:
+    expected, seconds = whole
+    killed = kill_at_random(project, expected, kills=20, seconds=seconds, seed=0)
+    assert killed.signals.total() == 20
+    assert killed.runs["RUNNING"] == 0
+    assert killed.runs["FINISHED"] == killed.passes
+
+
+def test_devices_that_train_together_go_on_together(tmp_path: Path) -> None:
+    killed, whole = (slow_toy(tmp_path / name / "project", steps=300) for name in ("killed", "whole"))
+    for project in (killed, whole):
+        project.replace("params.yaml", "devices: 1", "devices: 2")
+        project.replace("params.yaml", "batch_size: 1\n", "batch_size: 2\n")
+    whole.run("dvc", "repro", "train")
+    end(start_until(killed, "step 210/"), "group", signal.SIGKILL)
+    assert "resumed at step" in killed.run("dvc", "repro", "train").stdout
+    assert digests(killed) == digests(whole)
+    assert statuses(killed) == {"FINISHED": 1}

@@ -1,9 +1,14 @@
 """The same inputs give the same bytes in other surroundings: hash seed, threads of preparation, locale, time zone, folder."""
 
+import hashlib
+import subprocess
+import sys
 from pathlib import Path
 
+import pytest
+
 from benchmarks.kills import digests
-from tests.conftest import clone
+from tests.conftest import ROOT, clean_environment, clone
 
 SURROUNDINGS = [
     {"PYTHONHASHSEED": "1", "TZ": "Asia/Kathmandu", "LC_ALL": "C", "RAYON_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"},
@@ -29,3 +34,31 @@ def test_other_surroundings_give_the_same_bytes(tmp_path: Path) -> None:
         project.run("dvc", "repro", "--force", environment=environment)
         found.append(digests(project))
     assert found[0] == found[1]
+
+
+# MD5 of data/vocabulary.json and of data/dataset/train.safetensors, whatever the machine and the version of Python.
+PREPARED = {
+    "word": ("ead0660f76af3ed891987dc4dd8ea8d1", "03c78e10ba2535be44d9db978b7e04b7"),
+    "character": ("ea598d97b5cd21a61e5d86dc86516970", "92d278c80859b28f9a0ee47fcdb764d4"),
+    "bpe": ("c8ecb6e45ae8561363037d5bafa3bd49", "7721767150377fb8c0e5ec0199bce56a"),
+}
+
+
+@pytest.mark.parametrize("tokenizer", PREPARED)
+def test_every_machine_and_version_of_python_prepares_these_bytes(tokenizer: str, tmp_path: Path) -> None:
+    parameters = (ROOT / "params.yaml").read_text(encoding="utf-8")
+    for old, new in (
+        ("tokenizer: word", f"tokenizer: {tokenizer}"),
+        ("size: 8000", "size: 300"),
+        ("unknown_token: false", "unknown_token: true"),
+        ("test: 0.0", "test: 0.2"),
+    ):
+        parameters = parameters.replace(old, new)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "params.yaml").write_text(parameters, encoding="utf-8")
+    (tmp_path / "data/prompts.csv").write_text("prompt,completion\n" + TEXT, encoding="utf-8")
+    for stage in ("build_vocabulary", "build_dataset"):
+        environment = clean_environment() | {"PYTHONPATH": str(ROOT)}
+        subprocess.run([sys.executable, "-m", f"stages.{stage}"], cwd=tmp_path, env=environment, check=True)
+    paths = (tmp_path / "data/vocabulary.json", tmp_path / "data/dataset/train.safetensors")
+    assert tuple(hashlib.md5(path.read_bytes()).hexdigest() for path in paths) == PREPARED[tokenizer]
