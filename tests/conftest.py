@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -11,6 +12,13 @@ from pathlib import Path
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
+from hypothesis import settings
+
+# A busy machine takes its time.
+settings.register_profile("no deadline", deadline=None)
+settings.load_profile("no deadline")
+# A shell that starts the tests in the background has SIGINT ignored, and so would all that they start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).parents[1]
 # What a developer's shell may hold would send a test's runs elsewhere.

@@ -76,7 +76,7 @@ def test_killed_at_twenty_random_moments_it_ends_with_the_same_bytes(
     project: Project, whole: tuple[dict[str, str], float]
 ) -> None:
     expected, seconds = whole
-    killed = kill_at_random(project, expected, kills=20, seconds=seconds, seed=0)
+    killed = kill_at_random(project, expected, kills=20, seconds=seconds / 2, seed=0)
     assert killed.signals.total() == 20
     assert killed.runs["RUNNING"] == 0
     assert killed.runs["FINISHED"] == killed.passes
