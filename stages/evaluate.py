@@ -1,6 +1,6 @@
 """Score the model on rows it has not seen, and show what it does: metrics/, with pictures and a report to read."""
 
-import argparse
+import logging
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +44,8 @@ from stages.report.pictures import Curve, curve_pictures, model_pictures
 from stages.report.shown import Shown, choose, read_text, show
 from stages.runtime import RuntimeParameters
 from stages.tracking import Evaluation, check_store, log_evaluation
+
+LOG = logging.getLogger(__name__)
 
 TRAIN_CURVE = Path("metrics/plots/train_loss.csv")
 VALIDATION_CURVE = Path("metrics/plots/validation_loss.csv")
@@ -101,7 +103,7 @@ class Sample:
 
 def main() -> None:
     """Score the model of data/model/ as params.yaml says."""
-    argparse.ArgumentParser(prog="python -m stages.evaluate", description=__doc__).parse_args()
+    quiet = command_line.command_parser(__doc__).parse_args().quiet
     parameters = read_section("evaluate", EvaluateParameters)
     runtime = read_section("runtime", RuntimeParameters)
     runtime.limit_threads()
@@ -115,7 +117,9 @@ def main() -> None:
     check_fit(model, vocabulary)
     check_origin(trained_from)
     split, examples = held_out(metadata, model.network.config.context_length)
-    model.network.to(runtime.torch_device())
+    device = runtime.torch_device()
+    LOG.info("scoring %s on %s, with %d threads", split, device, torch.get_num_threads())
+    model.network.to(device)
 
     scores = score(model, examples, parameters.batch_size)
     samples = complete_rows(model, examples, vocabulary.eos_id, parameters)
@@ -138,7 +142,8 @@ def main() -> None:
     if run is not None:
         prompt = vocabulary.decode(samples[0].prompt) if samples else ""
         log_model(run, prompt, trained_from.parameters["train"]["register_as"])
-    print(describe(metrics))
+    if not quiet:
+        print(describe(metrics))
 
 
 def check_fit(model: SavedModel, vocabulary: Vocabulary) -> None:

@@ -40,8 +40,7 @@ from stages.parameters import read_all
 from stages.provenance import Provenance
 from stages.run_names import masked, project_root, remember_run_name, tracking_uri
 
-# What it says of creating its tables is no news to a user.
-logging.getLogger("mlflow").setLevel(logging.WARNING)
+LOG = logging.getLogger(__name__)
 
 FINGERPRINT_TAG = "fingerprint"
 EVALUATION_TAG = "evaluation_fingerprint"
@@ -325,6 +324,10 @@ def _connect() -> MlflowClient:
     """
     uri = tracking_uri()
     shown = masked(uri)
+    LOG.info("MLflow at %s", shown)
+    if not LOG.isEnabledFor(logging.INFO):
+        # What it says of creating its tables is no news to a user.
+        logging.getLogger("mlflow").setLevel(logging.WARNING)
     if uri.startswith(("http://", "https://")):
         # MLflow's own answer to an absent server comes late.
         address = re.sub(r"://[^/@]+@", "://", uri).rstrip("/")

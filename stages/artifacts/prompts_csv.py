@@ -6,6 +6,7 @@ stands: ``NA``, ``null`` and ``007`` are words.
 """
 
 import csv
+import logging
 import os
 import re
 from collections.abc import Iterator
@@ -16,6 +17,8 @@ from typing import BinaryIO
 from stages.core.parameter_model import ParameterModel
 from stages.core.split import SPLITS, Split, SplitParameters, split_of
 from stages.errors import UserError
+
+LOG = logging.getLogger(__name__)
 
 _CHUNK_CHARACTERS = 2_000_000  # a chunk ends with the row that reaches them
 _CHUNK_ROWS = 50_000
@@ -144,6 +147,7 @@ def _sources_in_folder(folder: Path, split: SplitParameters) -> list[_Source]:
 
 
 def _read_file(source: _Source, data: DataParameters) -> Iterator[PromptChunk]:
+    LOG.info("reading %s", source.path)
     with source.path.open("rb") as file:
         records = _Records(source.path, file)
         columns = _columns(source, data, next(iter(records), []))
