@@ -44,6 +44,7 @@ from stages.report.pictures import Curve, curve_pictures, model_pictures
 from stages.report.shown import Shown, choose, read_text, show
 from stages.runtime import RuntimeParameters
 from stages.tracking import Evaluation, check_store, log_evaluation
+from stages.training.optimization import TrainParameters
 
 LOG = logging.getLogger(__name__)
 
@@ -141,7 +142,7 @@ def main() -> None:
     run = log_evaluation(trained_from, evaluation, DATASET_FOLDER, required=required)
     if run is not None:
         prompt = vocabulary.decode(samples[0].prompt) if samples else ""
-        log_model(run, prompt, trained_from.parameters["train"]["register_as"])
+        log_model(run, prompt, read_section("train", TrainParameters).register_as)
     if not quiet:
         print(describe(metrics))
 

@@ -56,6 +56,7 @@ PARAMETERS = [
     ("d_model: 2", "d_model: 4", TRAIN_ON),
     ("learning_rate: 0.1", "learning_rate: 0.05", TRAIN_ON),
     ("samples: 20", "samples: 1", ["evaluate"]),
+    ("register_as: null", "register_as: answers", ["evaluate"]),
 ]
 
 
@@ -63,6 +64,18 @@ PARAMETERS = [
 def test_a_parameter_reruns_only_its_stages(edited: Project, old: str, new: str, stages: list[str]) -> None:
     edited.replace("params.yaml", old, new)
     assert edited.stages_run("repro") == stages
+
+
+def test_a_name_to_register_takes_the_model_as_it_was_trained(edited: Project) -> None:
+    with store(edited) as database:
+        before = database.execute("select run_uuid from runs").fetchall()
+    edited.replace("params.yaml", "register_as: null", "register_as: mine")
+    edited.run("dvc", "repro")
+    with store(edited) as database:
+        assert database.execute("select run_uuid from runs").fetchall() == before
+        versions = database.execute("select run_id from model_versions where name = 'mine'").fetchall()
+    assert len(versions) == 1
+    assert versions[0] in before
 
 
 def test_what_does_not_bear_on_the_result_reruns_nothing(edited: Project) -> None:
