@@ -2,14 +2,18 @@
 
 import argparse
 import errno
+import logging
 import os
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sized
+from importlib.metadata import version
 from types import FrameType, TracebackType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from stages.errors import Stopped, UserError
+
+LOG = logging.getLogger(__name__)
 
 _INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 _FIXES = {
@@ -42,7 +46,9 @@ def run(main: Callable[[], None]) -> None:
     try:
         main()
         sys.stdout.flush()
+        LOG.info("done")
     except UserError as error:
+        LOG.info("where the error arose", exc_info=True)
         sys.exit(f"error: {error}")
     except Stopped as stopped:
         print(stopped.message, file=sys.stderr)
@@ -67,15 +73,28 @@ def _stop(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - a sig
 
 
 def command_parser(description: str | None) -> argparse.ArgumentParser:
-    """Give a parser with the option that every command has; ``description`` is the command's module docstring."""
+    """Give a parser with the options that every command has; ``description`` is the command's module docstring."""
     spec = sys.modules["__main__"].__spec__
     parser = argparse.ArgumentParser(
         prog=f"python -m {spec.name}" if spec else None,
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--quiet", action="store_true", help="print nothing but errors")
+    wanted = parser.add_mutually_exclusive_group()
+    wanted.add_argument("-q", "--quiet", action="store_true", help="print nothing but results and errors")
+    wanted.add_argument(
+        "-v", "--verbose", action=_Verbose, nargs=0, help="log what is done when, with files, devices and tracebacks"
+    )
     return parser
+
+
+class _Verbose(argparse.Action):
+    """Lets all loggers speak, those of libraries as well; those that ours silence see that ours speak."""
+
+    def __call__(self, *_: Any) -> None:
+        logging.basicConfig(level=logging.INFO, format="%(relativeCreated)6.0f ms  %(name)s: %(message)s")
+        LOG.info("Python %s", sys.version)
+        LOG.info(", ".join(f"{name} {version(name)}" for name in ("torch", "lightning", "dvc", "mlflow")))
 
 
 def with_progress(chunks: Iterable[Chunk], name: str, *, quiet: bool) -> Iterator[Chunk]:

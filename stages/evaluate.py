@@ -4,7 +4,7 @@ from stages import command_line  # first, for a Ctrl-C while the others are impo
 
 # isort: split
 
-import argparse
+import logging
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,6 +47,9 @@ from stages.report.pictures import Curve, curve_pictures, model_pictures
 from stages.report.shown import Shown, choose, read_text, show
 from stages.runtime import RuntimeParameters
 from stages.tracking import Evaluation, check_store, log_evaluation
+from stages.training.optimization import TrainParameters
+
+LOG = logging.getLogger(__name__)
 
 TRAIN_CURVE = Path("metrics/plots/train_loss.csv")
 VALIDATION_CURVE = Path("metrics/plots/validation_loss.csv")
@@ -104,7 +107,7 @@ class Sample:
 
 def main() -> None:
     """Score the model of data/model/ as params.yaml says."""
-    argparse.ArgumentParser(prog="python -m stages.evaluate", description=__doc__).parse_args()
+    quiet = command_line.command_parser(__doc__).parse_args().quiet
     parameters = read_section("evaluate", EvaluateParameters)
     runtime = read_section("runtime", RuntimeParameters)
     runtime.limit_threads()
@@ -118,7 +121,9 @@ def main() -> None:
     check_fit(model, vocabulary)
     check_origin(trained_from)
     split, examples = held_out(metadata, model.network.config.context_length)
-    model.network.to(runtime.torch_device())
+    device = runtime.torch_device()
+    LOG.info("scoring %s on %s, with %d threads", split, device, torch.get_num_threads())
+    model.network.to(device)
 
     scores = score(model, examples, parameters.batch_size)
     samples = complete_rows(model, examples, vocabulary.eos_id, parameters)
@@ -140,8 +145,9 @@ def main() -> None:
     run = log_evaluation(trained_from, evaluation, DATASET_FOLDER, required=required)
     if run is not None:
         prompt = vocabulary.decode(samples[0].prompt) if samples else ""
-        log_model(run, prompt, trained_from.parameters["train"]["register_as"])
-    print(describe(metrics))
+        log_model(run, prompt, read_section("train", TrainParameters).register_as)
+    if not quiet:
+        print(describe(metrics))
 
 
 def check_fit(model: SavedModel, vocabulary: Vocabulary) -> None:

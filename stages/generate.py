@@ -45,7 +45,7 @@ def main() -> None:
 
 def parse_options() -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(prog="python -m stages.generate", description=__doc__)
+    parser = command_line.command_parser(__doc__)
     parser.add_argument(
         "prompts", nargs="*", metavar="PROMPT", help="what to complete; none: a line of standard input each"
     )

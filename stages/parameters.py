@@ -1,6 +1,7 @@
 """Strict reading of one section of params.yaml into the model that its consumer owns."""
 
 import difflib
+import logging
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -11,6 +12,8 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from stages.core.parameter_model import ParameterModel
 from stages.errors import UserError
+
+LOG = logging.getLogger(__name__)
 
 PARAMETERS_FILE = Path("params.yaml")
 
@@ -26,6 +29,7 @@ def read_section(name: str, model: type[Section], path: Path = PARAMETERS_FILE) 
     section = read_all(path).get(name)
     if not isinstance(section, dict):
         raise UserError(f"{path}: the section '{name}:' is missing; copy it from presets/toy.yaml")
+    LOG.info("%s: %s: %s", path, name, section)
     try:
         return model.model_validate(section)
     except pydantic.ValidationError as error:

@@ -16,6 +16,8 @@ MODEL_FOLDER = Path("data/model")
 PROVENANCE_FILE = "provenance.json"
 # A folder is known by the file in it that says what it holds, with hashes of the data beside it.
 FOLDER_FILES = ("metadata.json", PROVENANCE_FILE)
+# Says under which name a result is kept, and changes nothing in it.
+LABEL = "train.register_as"
 
 
 class Provenance(pydantic.BaseModel):
@@ -26,7 +28,7 @@ class Provenance(pydantic.BaseModel):
     dependencies: dict[str, str]
     """Path -> md5, as in dvc.lock; for a folder the md5 of its metadata.json or provenance.json."""
     parameters: dict[str, Any]
-    """The sections of params.yaml that the stage depends on."""
+    """The sections and keys of params.yaml that the stage depends on, by their names in dvc.yaml."""
 
 
 def stage_provenance(stage: str) -> Provenance:
@@ -40,10 +42,18 @@ def stage_provenance(stage: str) -> Provenance:
     parameters = read_all()
     inputs = {
         "dependencies": {path: md5(Path(path)) for path in sorted(definition["deps"])},
-        "parameters": {section: parameters.get(section) for section in sorted(definition["params"])},
+        "parameters": {name: _value(parameters, name) for name in sorted(definition["params"]) if name != LABEL},
     }
     canonical = json.dumps(inputs, sort_keys=True, ensure_ascii=True).encode()
     return Provenance(fingerprint=hashlib.sha256(canonical).hexdigest()[:16], **inputs)
+
+
+def _value(parameters: dict[str, Any], name: str) -> Any:
+    """Return what params.yaml has under a dotted name."""
+    value: Any = parameters
+    for key in name.split("."):
+        value = value[key]
+    return value
 
 
 def read_provenance(folder: Path = MODEL_FOLDER) -> Provenance:

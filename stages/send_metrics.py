@@ -9,8 +9,10 @@ from stages.tracking import send_left_behind
 
 def main() -> None:
     """Send, and say what was sent."""
-    command_line.command_parser(__doc__).parse_args()
-    print("\n".join(send_left_behind()) or "nothing was left to send")
+    quiet = command_line.command_parser(__doc__).parse_args().quiet
+    done = send_left_behind()
+    if not quiet:
+        print("\n".join(done) or "nothing was left to send")
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ NEXT = (
 
 def main() -> None:
     """Print the summary."""
-    command_line.command_parser(__doc__).parse_args()
+    quiet = command_line.command_parser(__doc__).parse_args().quiet
     metrics = {name: value for path in METRICS for name, value in read_json(path).items()}
     committed = {name: value for path in METRICS for name, value in committed_json(path).items()}
     text = "\n".join(f"{label:<28}{value}".rstrip() for label, value in made(metrics, committed))
@@ -38,7 +38,8 @@ def main() -> None:
         Console(highlight=False).print(Panel(Text(text), title="Made", title_align="left", expand=False))
     else:
         print(text)
-    print("\nNext:\n" + "\n".join(f"  {command:<43}{purpose}" for command, purpose in NEXT))
+    if not quiet:
+        print("\nNext:\n" + "\n".join(f"  {command:<43}{purpose}" for command, purpose in NEXT))
 
 
 def made(metrics: dict[str, Any], committed: dict[str, Any]) -> list[tuple[str, str]]:

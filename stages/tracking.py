@@ -40,8 +40,7 @@ from stages.parameters import read_all
 from stages.provenance import Provenance
 from stages.run_names import masked, project_root, remember_run_name, tracking_uri
 
-# What it says of creating its tables is no news to a user.
-logging.getLogger("mlflow").setLevel(logging.WARNING)
+LOG = logging.getLogger(__name__)
 
 FINGERPRINT_TAG = "fingerprint"
 EVALUATION_TAG = "evaluation_fingerprint"
@@ -269,6 +268,19 @@ def check_store() -> None:
     _connect()
 
 
+@told()
+def keep_view(key: str, view: str) -> str:
+    """Keep a view of MLflow's list of runs with the project's experiment, whose id is returned.
+
+    Raises:
+        UserError: the store cannot be used.
+    """
+    client = _connect()
+    experiment_id = _experiment_id(client)
+    client.set_experiment_tag(experiment_id, f"mlflow.sharedViewState.{key}", view)
+    return experiment_id
+
+
 def _open_store_if(*, required: bool) -> tuple[MlflowClient, str] | None:
     """Open the store; where it cannot be used and need not be, say so and return None."""
     try:
@@ -283,22 +295,26 @@ def _open_store_if(*, required: bool) -> tuple[MlflowClient, str] | None:
 def _open_store() -> tuple[MlflowClient, str]:
     """Connect to the store and find the experiment, creating both where they are new; send what was left behind."""
     client = _connect()
+    experiment_id = _experiment_id(client)
+    for line in _send_left_behind(client):
+        print(line, file=sys.stderr)
+    return client, experiment_id
+
+
+def _experiment_id(client: MlflowClient) -> str:
+    """Find the project's experiment, or create it."""
     root = project_root()
     name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or root.name
     try:
         with one_at_a_time():
             experiment = client.get_experiment_by_name(name)
             if experiment is not None:
-                experiment_id = experiment.experiment_id
-            else:
-                # A server keeps artifacts where it was told to; beside an SQLite file they would go to the working folder.
-                location = (root / "mlartifacts").as_uri() if tracking_uri().startswith("sqlite") else None
-                experiment_id = client.create_experiment(name, location, EXPERIMENT_KIND)
+                return experiment.experiment_id
+            # A server keeps artifacts where it was told to; beside an SQLite file they would go to the working folder.
+            location = (root / "mlartifacts").as_uri() if tracking_uri().startswith("sqlite") else None
+            return client.create_experiment(name, location, EXPERIMENT_KIND)
     except Exception as error:  # noqa: BLE001 - of many libraries
         raise UserError(f"MLflow at {masked(tracking_uri())}: {masked(str(error))}") from None
-    for line in _send_left_behind(client):
-        print(line, file=sys.stderr)
-    return client, experiment_id
 
 
 def _connect() -> MlflowClient:
@@ -309,6 +325,10 @@ def _connect() -> MlflowClient:
     """
     uri = tracking_uri()
     shown = masked(uri)
+    LOG.info("MLflow at %s", shown)
+    if not LOG.isEnabledFor(logging.INFO):
+        # What it says of creating its tables is no news to a user.
+        logging.getLogger("mlflow").setLevel(logging.WARNING)
     if uri.startswith(("http://", "https://")):
         # MLflow's own answer to an absent server comes late.
         address = re.sub(r"://[^/@]+@", "://", uri).rstrip("/")

@@ -4,7 +4,6 @@ from stages import command_line  # first, for a Ctrl-C while the others are impo
 
 # isort: split
 
-import argparse
 from pathlib import Path
 
 import lightning
@@ -35,7 +34,7 @@ VALIDATION_CURVE = Path("metrics/plots/validation_loss.csv")
 
 def main() -> None:
     """Train as params.yaml says."""
-    parser = argparse.ArgumentParser(prog="python -m stages.train", description=__doc__)
+    parser = command_line.command_parser(__doc__)
     parser.add_argument(
         "--restart", action="store_true", help="do not go on from a checkpoint: train from the first step"
     )
@@ -58,8 +57,19 @@ def main() -> None:
         if options.restart:
             checkpoints.restart()
         with record(provenance, checkpoints, runtime) as run:
+            if is_first_device() and not options.quiet:
+                print(f"MLflow run: {run.name}", flush=True)
             with record_system_metrics(run.log_metrics, wanted=runtime.system_metrics and is_first_device()):
-                trained = fit(network, training, validation, parameters, runtime, run.log_metrics, checkpoints)
+                trained = fit(
+                    network,
+                    training,
+                    validation,
+                    parameters,
+                    runtime,
+                    run.log_metrics,
+                    checkpoints,
+                    quiet=options.quiet,
+                )
             if not is_first_device():
                 return
             write_curves(trained.curves)
@@ -69,8 +79,9 @@ def main() -> None:
             write_model(MODEL_FOLDER, SavedModel(network, prompts_end_with_eos=answers_prompts), provenance)
             run.log_files([VOCABULARY_FILE, METRICS_FILE, TRAIN_CURVE, VALIDATION_CURVE])
         checkpoints.remove()
-    figures = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items() if name.endswith("loss"))
-    print(f"{trained.steps} steps of {metrics['parameters']:,} parameters: {figures} -> {MODEL_FOLDER}/")
+    if not options.quiet:
+        figures = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items() if name.endswith("loss"))
+        print(f"{trained.steps} steps of {metrics['parameters']:,} parameters: {figures} -> {MODEL_FOLDER}/")
 
 
 def is_first_device() -> bool:
@@ -88,7 +99,6 @@ def record(
     run = start_training_run(provenance, DATASET_FOLDER, checkpoints.run_id, required=required)
     if run.id is not None:
         checkpoints.remember_run(run.id)
-    print(f"MLflow run: {run.name}", flush=True)
     return run
 
 

@@ -1,15 +1,31 @@
 """Open MLflow's pages on the pipeline's own store, for this machine alone."""
 
+import json
 import os
 import socket
 import sys
 from pathlib import Path
+from typing import Any
 
 from stages import command_line
 from stages.errors import UserError
 from stages.run_names import masked, tracking_uri
+from stages.tracking import keep_view
 
 HOST = "127.0.0.1"
+
+VIEW_KEY = "pipeline"
+VIEW_NAME = "Losses and scores"
+COLUMNS = (
+    "metrics.`loss`",
+    "metrics.`next_token_accuracy`",
+    "metrics.`completion_exact_match`",
+    "metrics.`train_loss`",
+    "metrics.`validation_loss`",
+    "params.`train.learning_rate`",
+)
+# What MLflow calls the sections of the charts that it draws by itself, one for each other metric.
+MLFLOW_SECTIONS = ("Model metrics", "System metrics")
 
 
 def main() -> None:
@@ -18,21 +34,72 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=5000, help="listen there (default 5000)")
     options = parser.parse_args()
     uri = tracking_uri()
-    if uri.startswith(("http://", "https://", "databricks")):
-        print(f"The runs are at {masked(uri)} (MLFLOW_TRACKING_URI): open it in a browser.")
+    if uri.startswith("databricks"):
+        print(f"The runs are at {uri} (MLFLOW_TRACKING_URI): open it in a browser.")
+        return
+    if uri.startswith(("http://", "https://")):
+        print(f"The runs are on the server that MLFLOW_TRACKING_URI names:\n{pages(masked(uri).rstrip('/'))}")
         return
     check_free(options.port)
+    shown = pages(f"http://{HOST}:{options.port}")
     if not options.quiet:
-        print(f"Starting at http://{HOST}:{options.port} on {masked(uri)}: some seconds. Ctrl-C ends it.", flush=True)
+        print(f"Starting on {masked(uri)}: some seconds. Ctrl-C ends it.\n{shown}", flush=True)
     program = Path(sys.executable).with_name("mlflow")
     # Without the pipeline's jobs and with one worker it starts in half the time and a sixth of the memory.
+    level = "info" if options.verbose else "warning"
     environment = os.environ | {
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_LOGGING_LEVEL": level,
         "MLFLOW_BACKEND_STORE_URI": uri,  # not an argument, which every user of the machine could read
     }
     arguments = ["ui", "--workers", "1", "--host", HOST, "--port", str(options.port)]
+    arguments += ["--uvicorn-opts", f"--log-level {level}"]
     os.execve(program, [str(program), *arguments], environment)  # noqa: S606 - the program of this environment
+
+
+def pages(site: str) -> str:
+    """Return where to look, after the view that these addresses open is kept in the store."""
+    page = f"{site}/#/experiments/{keep_view(VIEW_KEY, view())}/runs?viewStateShareKey={VIEW_KEY}"
+    return f"  runs    {page}\n  curves  {page}&compareRunsMode=CHART"
+
+
+def view() -> str:
+    """Write, as MLflow's page does for "Save as new view", which columns and charts of the runs are shown."""
+    names = ("Losses", *MLFLOW_SECTIONS)
+    sections: list[dict[str, Any]] = [
+        {"uuid": name, "name": name, "display": True, "isReordered": False} for name in names
+    ]
+    sections[0] |= {"columns": 1, "cardHeight": 420}
+    state = {
+        "selectedColumns": COLUMNS,
+        "compareRunSections": sections,
+        "compareRunCharts": [
+            chart("losses", "Losses", "train_loss") | {"selectedMetricKeys": ["train_loss", "validation_loss"]},
+            # Without a chart of its own, even a deleted one, a metric would get a new one.
+            chart("validation_loss", MLFLOW_SECTIONS[0], "validation_loss") | {"deleted": True},
+        ],
+    }
+    return json.dumps({"name": VIEW_NAME, "createdAt": 0, "updatedAt": 0, "state": json.dumps(state)})
+
+
+def chart(uuid: str, section: str, metric: str) -> dict[str, Any]:
+    """Describe a chart of a metric by step, as MLflow's page does."""
+    return {
+        "uuid": uuid,
+        "type": "LINE",
+        "metricSectionId": section,
+        "metricKey": metric,
+        "deleted": False,
+        "isGenerated": False,
+        "xAxisKey": "step",
+        "xAxisScaleType": "linear",
+        "yAxisKey": "metric",
+        "scaleType": "linear",
+        "lineSmoothness": 0,
+        "useGlobalXaxisKey": True,
+        "useGlobalLineSmoothing": True,
+    }
 
 
 def check_free(port: int) -> None:

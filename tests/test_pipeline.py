@@ -67,6 +67,7 @@ MORE_PARAMETERS = [
     ("unknown_token: false", "unknown_token: true", ALL[:1]),
     ("d_model: 2", "d_model: 4", ["train"]),
     ("samples: 20", "samples: 1", ["evaluate"]),
+    ("register_as: null", "register_as: answers", ["evaluate"]),
 ]
 
 
@@ -76,6 +77,18 @@ def test_dvc_sees_a_parameter_in_every_stage_that_reads_it(
 ) -> None:
     edited.replace("params.yaml", old, new)
     assert list(json.loads(edited.run("dvc", "status", "--json").stdout)) == stages
+
+
+def test_a_name_to_register_takes_the_model_as_it_was_trained(edited: Project) -> None:
+    with store(edited) as database:
+        before = database.execute("select run_uuid from runs").fetchall()
+    edited.replace("params.yaml", "register_as: null", "register_as: mine")
+    edited.run("dvc", "repro")
+    with store(edited) as database:
+        assert database.execute("select run_uuid from runs").fetchall() == before
+        versions = database.execute("select run_id from model_versions where name = 'mine'").fetchall()
+    assert len(versions) == 1
+    assert versions[0] in before
 
 
 def test_what_does_not_bear_on_the_result_reruns_nothing(edited: Project) -> None:

@@ -1,10 +1,13 @@
 """Write a file so that its name never stands for half of it."""
 
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
+
+LOG = logging.getLogger(__name__)
 
 PARTIAL_SUFFIX = ".partial"
 
@@ -23,5 +26,6 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
+        LOG.info("wrote %s", path)
     finally:
         partial.unlink(missing_ok=True)

@@ -1,12 +1,15 @@
 """metrics/*.json: flat names and numbers, in the order given."""
 
 import json
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from stages.artifacts.atomic import atomic_file
 from stages.errors import UserError
+
+LOG = logging.getLogger(__name__)
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
@@ -25,6 +28,7 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         UserError: the file is absent or is no JSON object.
     """
+    LOG.info("reading %s", path)
     try:
         values = json.loads(path.read_bytes())
     except FileNotFoundError:

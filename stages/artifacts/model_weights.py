@@ -1,5 +1,6 @@
 """data/model/: model.safetensors, config.json, and provenance.json, which says what the model was made from."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,8 @@ from stages.artifacts.metrics_json import read_json, write_json
 from stages.core.transformer import Transformer, TransformerConfig
 from stages.errors import UserError
 from stages.provenance import MODEL_FOLDER, PROVENANCE_FILE, Provenance
+
+LOG = logging.getLogger(__name__)
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 
@@ -67,6 +70,7 @@ def read_model(folder: Path = MODEL_FOLDER) -> SavedModel:
         raise UserError(f"{folder / CONFIG}: not a model's configuration: {error.errors()[0]['msg']}") from None
     network = Transformer(config.architecture)
     path = folder / WEIGHTS
+    LOG.info("reading %s", path)
     try:
         weights = load_file(path)
     except FileNotFoundError:

@@ -6,6 +6,7 @@ error name its row, and costs no import. Every cell is text as it stands: ``NA``
 
 import csv
 import io
+import logging
 import os
 import re
 from collections.abc import Iterable, Iterator
@@ -17,6 +18,8 @@ from typing import BinaryIO
 from stages.core.parameter_model import ParameterModel
 from stages.core.split import SPLITS, Split, SplitParameters, splits_of
 from stages.errors import UserError
+
+LOG = logging.getLogger(__name__)
 
 _BLOCK_BYTES = 1 << 20  # read at once, with what is left of the last line; a chunk is the rows of one block
 _LONGEST = 1 << 26  # bytes of a line and characters of a cell: a file past it is no CSV, or has an open quote
@@ -146,6 +149,7 @@ def _sources_in_folder(folder: Path, split: SplitParameters) -> list[_Source]:
 
 def _read_file(source: _Source, data: DataParameters) -> Iterator[PromptChunk]:
     columns, rows = None, 0
+    LOG.info("reading %s", source.path)
     with source.path.open("rb") as file:
         for records in _read_records(source.path, file):
             columns = columns or _columns(source, data, records.take_header())

@@ -2,11 +2,14 @@
 
 import csv
 import io
+import logging
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from stages.artifacts.atomic import atomic_file
 from stages.errors import UserError
+
+LOG = logging.getLogger(__name__)
 
 _FORMULA_BEGINS = ("=", "+", "-", "@", "\t", "\r")
 
@@ -34,6 +37,7 @@ def read_numbers(path: Path) -> list[dict[str, float]]:
     Raises:
         UserError: the file is absent, or a cell is no number.
     """
+    LOG.info("reading %s", path)
     try:
         with path.open(encoding="utf-8", newline="") as file:
             return [{column: float(cell) for column, cell in row.items()} for row in csv.DictReader(file)]

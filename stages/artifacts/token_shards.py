@@ -9,6 +9,7 @@ Shapes: R rows.
 
 import hashlib
 import json
+import logging
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -25,6 +26,8 @@ from stages.core.parameter_model import ParameterModel
 from stages.core.split import Split
 from stages.core.windows import Integers, RowSpans
 from stages.errors import UserError
+
+LOG = logging.getLogger(__name__)
 
 DATASET_FOLDER = Path("data/dataset")
 METADATA_FILE = "metadata.json"
@@ -117,6 +120,7 @@ def open_shard(path: Path) -> TokenShard:
     Raises:
         UserError: the file is absent, shorter or longer than its header says, or not a token shard.
     """
+    LOG.info("mapping %s", path)
     try:
         data = np.asarray(np.memmap(path, dtype=np.uint8, mode="r"))
     except FileNotFoundError:

@@ -3,6 +3,7 @@
 It opens with ``tokenizers.Tokenizer.from_file`` and with ``transformers.PreTrainedTokenizerFast(tokenizer_file=...)``.
 """
 
+import logging
 from pathlib import Path
 
 from tokenizers import Tokenizer
@@ -10,6 +11,8 @@ from tokenizers import Tokenizer
 from stages.artifacts.atomic import atomic_file
 from stages.core.vocabulary import Vocabulary
 from stages.errors import UserError
+
+LOG = logging.getLogger(__name__)
 
 VOCABULARY_FILE = Path("data/vocabulary.json")
 
@@ -26,6 +29,7 @@ def read_vocabulary(path: Path = VOCABULARY_FILE) -> Vocabulary:
     Raises:
         UserError: the file is absent, damaged, or another program's.
     """
+    LOG.info("reading %s", path)
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:

@@ -21,6 +21,8 @@ from stages.training.optimization import TrainParameters
 from stages.training.progress import progress_callback
 from stages.training.resume import CheckpointFolder, Checkpoints, VerifiedCheckpoints
 
+LOG = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class Trained:
@@ -43,6 +45,8 @@ def fit(
     runtime: RuntimeParameters,
     log: Log,
     checkpoints: CheckpointFolder | None = None,
+    *,
+    quiet: bool = False,
 ) -> Trained:
     """Train ``network`` in place.
 
@@ -54,6 +58,7 @@ def fit(
         runtime: on what to train.
         log: takes each point of each curve as it comes, with its step.
         checkpoints: where to save the training now and then, and to go on from where it was saved; None does neither.
+        quiet: True shows no progress.
 
     Raises:
         UserError: the batch does not suit the data or the devices, the device does not know the precision, memory runs
@@ -66,7 +71,9 @@ def fit(
     plan = plan_training(training.per_pass(), parameters, runtime.micro_batch_size, _world_size(machine))
     history = TrainingHistory(plan, log)
     best = BestWeights()
-    callbacks: list[lightning.Callback] = [history, progress_callback(plan, history.curves)]
+    callbacks: list[lightning.Callback] = [history]
+    if not quiet:
+        callbacks.append(progress_callback(plan, history.curves))
     if validation is not None and parameters.keep == "best":
         callbacks.append(best)
     if validation is not None and parameters.patience is not None:
@@ -85,6 +92,7 @@ def fit(
         limit_val_batches=0 if validation is None else 1.0,
         val_check_interval=min(parameters.validate_every or plan.steps_per_pass, plan.steps) * plan.micro_batches,
     )
+    LOG.info("training on %s, with %d threads: %s", trainer.strategy.root_device, torch.get_num_threads(), plan)
     data = TokenDataModule(training, validation, plan, runtime.loader_workers)
     module = LanguageModel(network, parameters, plan)
     newest = checkpoints.newest() if checkpoints is not None else None
@@ -142,7 +150,9 @@ def _world_size(machine: dict[str, Any]) -> int:
 
 
 def _quieten() -> None:
-    """Silence what Lightning says of choices that were made on purpose."""
+    """Silence what Lightning says of choices that were made on purpose, unless all is to be logged."""
+    if LOG.isEnabledFor(logging.INFO):
+        return
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", ".*AMP with fp16 is not supported on CPU.*")
     warnings.filterwarnings("ignore", ".*does not have many workers.*")

@@ -52,7 +52,7 @@ class TrainParameters(ParameterModel):
     patience: Count | None
     """Stop after this many validations without a lower loss; null never stops early."""
     register_as: Annotated[str, Field(pattern=r"^[\w .-]+$")] | None
-    """The name in MLflow's registry of which each training becomes the next version; null registers nothing."""
+    """The name in MLflow's registry of which each model that is evaluated becomes the next version; null registers nothing."""
 
     @pydantic.model_validator(mode="after")
     def _check(self) -> Self:

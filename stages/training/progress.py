@@ -35,6 +35,8 @@ class _Watch(lightning.Callback):
         self._step = self._first_step = trainer.global_step
         self._since = time.perf_counter()
         if trainer.is_global_zero:
+            if self._first_step:
+                print(f"resumed at step {self._first_step}/{self._plan.steps}", flush=True)
             self.begin()
 
     def on_train_batch_end(

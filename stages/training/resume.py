@@ -179,8 +179,6 @@ class Checkpoints(lightning.Callback):
         progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
         for counts in (progress["total"], progress["current"]):
             counts.update(dict.fromkeys(counts, step * self._plan.micro_batches))
-        if trainer.is_global_zero:
-            print(f"resumed at step {step}/{self._plan.steps}", flush=True)
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Take over the signals that end a process, until Lightning gives them back."""

@@ -10,6 +10,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webdriver import WebDriver
 from selenium.webdriver.support.wait import WebDriverWait
 
+from stages.ui import COLUMNS
 from tests.browser.conftest import Browser
 from tests.browser.three_experiments import EXPERIMENTS
 
@@ -36,6 +37,34 @@ def open_page(browser: Browser, address: str, *texts: str) -> None:
 @pytest.fixture
 def experiment(server: str) -> str:
     return f"{server}/#/experiments/1/runs"
+
+
+def printed(store: Path, name: str) -> str:
+    """The address of a page as `make ui` prints it."""
+    lines = (store / "server.log").read_text().splitlines()
+    return next(line.split()[1] for line in lines if line.split()[:1] == [name])
+
+
+@pytest.mark.usefixtures("server")
+def test_the_list_of_runs_shows_their_scores(browser: Browser, store: Path) -> None:
+    open_page(browser, printed(store, "runs"), *EXPERIMENTS, "next_token_accuracy", "0.97")
+    headers = browser.find_elements(By.CSS_SELECTOR, "[role=columnheader]")
+    shown = {header.get_attribute("col-id") for header in headers}
+    # A score that no run has gets no column.
+    assert set(COLUMNS) - shown == {"metrics.`completion_exact_match`"}
+
+
+@pytest.mark.usefixtures("server")
+def test_training_and_validation_loss_share_one_chart_over_steps(browser: Browser, store: Path) -> None:
+    lines = [
+        f"{name} ({loss})"
+        for name in ("baseline", "faster train.learning_rate=0.3")
+        for loss in ("train_loss", "validation_loss")
+    ]
+    open_page(browser, printed(store, "curves"), "Losses\n(1)", "train_loss vs validation_loss", "Step", *lines)
+    text = browser.find_element(By.TAG_NAME, "body").text
+    # The others are those of loss, next_token_accuracy and rows.
+    assert "Model metrics\n(3)" in text
 
 
 def test_the_experiment_page_names_each_run_by_what_changed(browser: Browser, experiment: str) -> None:

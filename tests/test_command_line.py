@@ -1,0 +1,142 @@
+"""How much every command prints, and how it ends."""
+
+import runpy
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT, Project, clean_environment
+
+MODULES = sorted(
+    ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    for folder in ("stages", "presets")
+    for path in (ROOT / folder).rglob("*.py")
+    if 'if __name__ == "__main__":' in path.read_text(encoding="utf-8")
+)
+
+
+def call(module: str, *arguments: str, monkeypatch: pytest.MonkeyPatch) -> object:
+    """Run a command in this process, which has imported what it needs, and return its exit code."""
+    monkeypatch.setattr("sys.argv", [module, *arguments])
+    monkeypatch.delitem(sys.modules, module, raising=False)  # or runpy warns
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    return ended.value.code
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_every_command_has_help_quiet_and_verbose(
+    module: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(module, "--help", monkeypatch=monkeypatch) == 0
+    told = capsys.readouterr().out
+    assert f"usage: python -m {module} [-h] [-q | -v]" in " ".join(told.split())
+    assert call(module, "-q", "-v", monkeypatch=monkeypatch) == 2
+    assert "-v/--verbose: not allowed with argument -q/--quiet" in capsys.readouterr().err
+
+
+# Each command's arguments, what it prints with --quiet as well, and what --verbose logs.
+COMMANDS = {
+    "stages.build_vocabulary": ([], "", ["reading data/prompts.csv", "wrote data/vocabulary.json", "vocabulary: {"]),
+    "stages.build_dataset": ([], "", ["reading data/vocabulary.json", "wrote data/dataset/train.safetensors"]),
+    "stages.train": ([], "", ["mapping data/dataset/train.safetensors", "training on cpu", "MLflow at sqlite:///",
+                              "wrote metrics/train.json", "`Trainer.fit` stopped"]),
+    "stages.evaluate": ([], "", ["scoring train on cpu, with", "wrote metrics/evaluate.json"]),
+    "stages.generate": (["what is CNN"], "Great\n", ["reading data/model/model.safetensors"]),
+    "stages.summary": ([], "model                       data/model/\n", ["reading metrics/train.json"]),
+    "stages.send_metrics": ([], "", ["MLflow at sqlite:///"]),
+    "presets.addition": ([], "", ["wrote data/addition.csv"]),
+    "presets.text_to_csv": (["README.md"], "", ["wrote data/text.csv"]),
+    "presets.use": (["toy"], "", []),
+}  # fmt: skip
+
+
+def test_the_table_has_every_command_that_ends_by_itself() -> None:
+    assert {*COMMANDS, "stages.ui"} == set(MODULES)
+
+
+@pytest.mark.parametrize("module", COMMANDS)
+def test_quiet_leaves_results_and_verbose_adds_a_log(module: str, trained: Project) -> None:
+    arguments, result, logged = COMMANDS[module]
+    quiet = trained.run("python", "-m", module, "--quiet", *arguments)
+    assert quiet.stderr == ""
+    assert quiet.stdout.strip().startswith(result.strip())
+    assert bool(quiet.stdout) == bool(result)
+    verbose = trained.run("python", "-m", module, "--verbose", *arguments)
+    assert verbose.stdout
+    for line in ("Python 3.", "torch 2.", *logged, " ms  stages.command_line: done"):
+        assert line in verbose.stderr
+
+
+PROGRAM = """
+import errno, os, signal, sys
+from stages import command_line
+from stages.errors import UserError
+
+def main():
+    command_line.command_parser(None).parse_args()
+    {body}
+
+command_line.run(main)
+"""
+
+
+def start(body: str, *arguments: str) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [sys.executable, "-c", PROGRAM.format(body=body), *arguments],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.mark.parametrize(("body", "code", "told"), [
+    ("raise UserError('a.csv: row 3: found 2 cells')", 1, "error: a.csv: row 3: found 2 cells\n"),
+    ("os.write(os.open('/dev/full', os.O_WRONLY), b'x')", 1,
+     "error: No space left on device; free some space, for example with `dvc gc --workspace`\n"),
+    ("raise OSError(errno.EROFS, 'Read-only file system', 'data/model')", 1,
+     "error: data/model: Read-only file system; the project must lie where it can be written\n"),
+    ("os.kill(os.getpid(), signal.SIGTERM)", 143, "stopped by SIGTERM\n"),
+    ("os.kill(os.getpid(), signal.SIGINT)", 130, "interrupted\n"),
+    ("print('done')", 0, ""),
+])  # fmt: skip
+def test_an_expected_end_is_told_in_a_line(body: str, code: int, told: str) -> None:
+    process = start(body)
+    assert process.communicate()[1] == told
+    assert process.returncode == code
+
+
+@pytest.mark.parametrize("module", ["stages.train", "stages.evaluate", "stages.generate"])
+def test_an_interruption_of_a_slow_import_is_told_in_a_word(module: str, tmp_path: Path) -> None:
+    (tmp_path / "torch.py").write_text("raise KeyboardInterrupt")
+    done = subprocess.run(
+        [sys.executable, "-m", module],
+        cwd=ROOT,
+        env=clean_environment() | {"PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stderr == "interrupted\n"
+    assert done.returncode == -signal.SIGINT
+
+
+def test_a_reader_that_has_had_enough_is_no_error() -> None:
+    process = start("[print('line ' * 100) for _ in range(10_000)]")
+    assert process.stdout is not None
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.stderr is not None
+    assert process.stderr.read() == ""
+    assert process.wait() == 1
+
+
+def test_where_an_error_arose_is_told_with_verbose_and_where_it_was_not_expected() -> None:
+    told = start("raise UserError('no such file')", "--verbose").communicate()[1]
+    assert "where the error arose\nTraceback" in told
+    assert told.endswith("\nerror: no such file\n")
+    assert "ZeroDivisionError" in start("1 / 0").communicate()[1]

@@ -1,0 +1,78 @@
+"""What a fingerprint is taken of."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from stages.provenance import stage_provenance
+
+DVC = """
+stages:
+  train:
+    deps:
+    - data.csv
+    params:
+    - model
+    - train.seed
+    - train.betas
+  evaluate:
+    deps:
+    - data.csv
+    params:
+    - evaluate
+    - train.register_as
+"""
+PARAMETERS = """
+model:
+  d_model: 2
+train:
+  seed: 42
+  betas: [0.9, 0.999]
+  register_as: null
+evaluate:
+  samples: 20
+"""
+
+
+@pytest.fixture
+def fingerprint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    monkeypatch.chdir(tmp_path)
+    Path("dvc.yaml").write_text(DVC)
+    Path("data.csv").write_text("prompt\na\n")
+
+    def take(stage: str, old: str = "", new: str = "") -> str:
+        Path("params.yaml").write_text(PARAMETERS.replace(old, new))
+        return stage_provenance(stage).fingerprint
+
+    return take
+
+
+@pytest.mark.parametrize(("stage", "old", "new", "same"), [
+    ("train", "seed: 42", "seed: 43", False),
+    ("train", "0.999", "0.99", False),
+    ("train", "d_model: 2", "d_model: 4", False),
+    ("train", "samples: 20", "samples: 1", True),
+    ("train", "register_as: null", "register_as: mine", True),
+    ("evaluate", "register_as: null", "register_as: mine", True),
+    ("evaluate", "samples: 20", "samples: 1", False),
+])  # fmt: skip
+def test_what_bears_on_the_result_changes_the_fingerprint(
+    fingerprint: Callable[..., str], stage: str, old: str, new: str, same: bool
+) -> None:
+    assert (fingerprint(stage) == fingerprint(stage, old, new)) == same
+
+
+def test_the_names_are_those_of_dvc_yaml(fingerprint: Callable[..., str]) -> None:
+    fingerprint("train")
+    assert stage_provenance("train").parameters == {
+        "model": {"d_model": 2},
+        "train.betas": [0.9, 0.999],
+        "train.seed": 42,
+    }
+
+
+def test_a_file_that_changes_changes_the_fingerprint(fingerprint: Callable[..., str]) -> None:
+    before = fingerprint("train")
+    Path("data.csv").write_text("prompt\nb\n")
+    assert fingerprint("train") != before
