@@ -23,6 +23,7 @@ from stages.run_names import project_root
 
 FOLDER = Path(".runs/unsent")
 BATCH = 1000  # points in one request, the most that MLflow takes
+GATHER_SECONDS = 2.0
 RETRY_SECONDS = 10.0
 
 
@@ -172,11 +173,20 @@ class Sender:
     def _run(self) -> None:
         more = True
         while more:
-            taken = [self._queue.get()]
-            while len(taken) < BATCH and not self._queue.empty():
-                taken.append(self._queue.get())
+            taken = self._take()
             more = taken[-1] is not None
             self._deliver([point for point in taken if point is not None], try_now=not more)
+
+    def _take(self) -> list[Point | None]:
+        """Wait for points, and then for those that follow soon: a request costs the processor more than many points."""
+        taken = [self._queue.get()]
+        due = time.monotonic() + GATHER_SECONDS
+        while taken[-1] is not None and len(taken) < BATCH:
+            try:
+                taken.append(self._queue.get(timeout=max(0.0, due - time.monotonic())))
+            except queue.Empty:
+                break
+        return taken
 
     def _deliver(self, points: list[Point], *, try_now: bool) -> None:
         self._outbox.touch()
