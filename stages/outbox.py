@@ -154,39 +154,31 @@ class Sender:
     def __init__(self, outbox: Outbox, send: Send) -> None:
         self._outbox = outbox
         self._send = send
-        self._queue: queue.SimpleQueue[Point | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[Point] = queue.SimpleQueue()
+        self._ended = threading.Event()
         self._kept = False
         self._failed_at = -RETRY_SECONDS
         self._thread = threading.Thread(target=self._run, name="tracking", daemon=True)
         self._thread.start()
 
     def put(self, point: Point) -> None:
-        """Take a point; returns at once. What waits in memory is at most what a curve holds, as one batch is sent."""
+        """Take a point; returns at once, and wakes no thread. What waits in memory is at most what a curve holds."""
         self._queue.put(point)
 
     def close(self) -> bool:
         """Send what is left and tell whether all could be sent."""
-        self._queue.put(None)
+        self._ended.set()
         self._thread.join()
         return not self._kept
 
     def _run(self) -> None:
-        more = True
-        while more:
-            taken = self._take()
-            more = taken[-1] is not None
-            self._deliver([point for point in taken if point is not None], try_now=not more)
-
-    def _take(self) -> list[Point | None]:
-        """Wait for points, and then for those that follow soon: a request costs the processor more than many points."""
-        taken = [self._queue.get()]
-        due = time.monotonic() + GATHER_SECONDS
-        while taken[-1] is not None and len(taken) < BATCH:
-            try:
-                taken.append(self._queue.get(timeout=max(0.0, due - time.monotonic())))
-            except queue.Empty:
-                break
-        return taken
+        """Send what has gathered in some seconds: a request takes the processor as long as hundreds of points in it."""
+        ended = False
+        while not ended:
+            ended = self._ended.wait(GATHER_SECONDS)
+            points = [self._queue.get() for _ in range(self._queue.qsize())]
+            for first in range(0, max(1, len(points)), BATCH):
+                self._deliver(points[first : first + BATCH], try_now=ended)
 
     def _deliver(self, points: list[Point], *, try_now: bool) -> None:
         self._outbox.touch()

@@ -229,7 +229,9 @@ def test_a_server_that_comes_back_in_time_leaves_nothing_to_do(
 
 KILLED = """
 import os, signal, sys
+from stages import outbox
 from tests.test_outages import begin
+outbox.GATHER_SECONDS = 0.1
 with begin() as run:
     for step in range(10):
         run.log_metrics({"train_loss": 1.0}, step)
@@ -248,6 +250,18 @@ def run_killed(ending: str) -> str:
     )
     assert done.returncode != 0
     return done.stdout.split()[0]
+
+
+def test_points_of_many_steps_go_in_one_request(workspace: Path) -> None:
+    requests: list[object] = []
+    run = begin()
+    sender = outbox.Sender(run._outbox, requests.append)
+    points = [outbox.Point("train_loss", 1.0, 0, step) for step in range(outbox.BATCH + 1)]
+    for point in points:
+        sender.put(point)
+    assert sender.close()
+    assert requests == [points[: outbox.BATCH], points[outbox.BATCH :]]
+    run._outbox.close()
 
 
 def abandoned() -> str:

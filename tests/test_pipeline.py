@@ -205,10 +205,10 @@ def test_two_devices_share_a_batch_and_learn_what_one_learns(edited: Project) ->
 
 
 def test_a_mistake_is_one_line_without_a_traceback(edited: Project) -> None:
-    edited.replace("params.yaml", "learning_rate: 0.1", "learning_rat: 0.1")
+    edited.replace("params.yaml", "n_heads: 1", "n_head: 1")
     failed = edited.run("dvc", "repro", check=False)
     assert failed.returncode != 0
-    assert "did you mean 'learning_rate'" in failed.stderr
+    assert "did you mean 'n_heads'" in failed.stderr
     assert "Traceback" not in failed.stderr + failed.stdout
 
 

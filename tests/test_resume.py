@@ -79,7 +79,8 @@ def test_killed_at_twenty_random_moments_it_ends_with_the_same_bytes(
     killed = kill_at_random(project, expected, kills=20, seconds=seconds / 2, seed=0)
     assert killed.signals.total() == 20
     assert killed.runs["RUNNING"] == 0
-    assert killed.runs["FINISHED"] == killed.passes
+    # A kill between the end of a training and DVC's note of it repeats the training, in a run of its own.
+    assert killed.runs["FINISHED"] >= killed.passes
 
 
 def test_devices_that_train_together_go_on_together(tmp_path: Path) -> None:

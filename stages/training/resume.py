@@ -35,6 +35,7 @@ from stages.training.data_module import Batch, TrainingPlan
 
 FOLDER = Path(".checkpoints")
 KEPT = 2  # where the newest is damaged, the one before it serves
+_LOOK_FOR_DVC_SECONDS = 1.0  # looking takes a fifth of what the pipeline adds to a step
 _SHELLS = {"sh", "dash", "bash", "zsh"}
 _SUFFIX = ".ckpt"
 _HASH_SUFFIX = ".sha256"
@@ -168,6 +169,7 @@ class Checkpoints(lightning.Callback):
         self._saved_step = 0
         # DVC that is killed leaves the stage running, for nothing: DVC would delete what it made.
         self._dvc = _dvc_process() if "DVC_STAGE" in os.environ else None
+        self._looked_at = 0.0
         self._signal: signal.Signals | None = None
         self._handlers: dict[int, Any] = {}
 
@@ -231,8 +233,11 @@ class Checkpoints(lightning.Callback):
     def _cause_to_stop(self) -> str | None:
         if self._signal is not None:
             return f"stopped by {self._signal.name}"
-        if self._dvc is not None and _is_gone(self._dvc):
-            return "stopped because the `dvc repro` that started it is gone"
+        now = time.monotonic()
+        if self._dvc is not None and now - self._looked_at >= _LOOK_FOR_DVC_SECONDS:
+            self._looked_at = now
+            if _is_gone(self._dvc):
+                return "stopped because the `dvc repro` that started it is gone"
         return None
 
     def _code(self) -> int:

@@ -1,9 +1,10 @@
 import io
 
+import matplotlib as mpl
 import pytest
 from PIL import Image
 
-from stages.report.pictures import curve_pictures, model_pictures
+from stages.report.pictures import Curve, curve_pictures, model_pictures
 from stages.report.shown import Shown
 from tests.report.conftest import make_shown
 
@@ -25,6 +26,19 @@ def test_a_large_model_gives_small_pictures() -> None:
     for name, content in model_pictures(shown).items():
         assert len(content) < 300_000, name
         assert max(Image.open(io.BytesIO(content)).size) < 4000, name
+
+
+def test_the_same_curves_give_the_same_pictures() -> None:
+    loss = [(step, 1 / step) for step in range(1, 31)]
+
+    def draw(train_loss: Curve = loss) -> dict[str, bytes]:
+        rates = [(step, 0.1) for step, _ in loss]
+        return curve_pictures(train_loss, loss[::10], rates, [(1, 1.0), (2, 0.5)], [("CNN → what", 1)])
+
+    pictures = draw()
+    with mpl.rc_context({"lines.linewidth": 9, "font.size": 20}):  # of a user's own
+        assert draw() == pictures
+    assert draw(loss[1:])["loss.png"] != pictures["loss.png"]
 
 
 def test_curves_that_are_empty_can_be_drawn() -> None:
