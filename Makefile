@@ -36,11 +36,14 @@ compare: $(VENV)/installed ## Compare all experiments in the terminal: figures, 
 
 bench: $(VENV)/installed-dev ## Measure speed beside other projects, into docs/performance.md (NANOGPT=path, THREADS=1).
 	$(BIN)/python -m benchmarks.training $(BENCH)
+	$(BIN)/python -m benchmarks.loss $(THREADS_OPTION)
 	$(BIN)/python -m benchmarks.generation $(BENCH)
+	$(BIN)/python -m benchmarks.overhead $(THREADS_OPTION) --rounds 24
 	$(BIN)/python -m benchmarks.preparation
 	$(BIN)/python -m benchmarks.startup
 
-BENCH = $(if $(NANOGPT),--nanogpt '$(NANOGPT)') $(if $(THREADS),--threads $(THREADS))
+THREADS_OPTION = $(if $(THREADS),--threads $(THREADS))
+BENCH = $(if $(NANOGPT),--nanogpt '$(NANOGPT)') $(THREADS_OPTION)
 
 lock: $(VENV)/installed-dev ## Pin the newest allowed version of every dependency (for maintainers).
 	$(BIN)/pip install --quiet uv

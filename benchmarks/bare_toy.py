@@ -11,11 +11,13 @@ import lightning
 import torch
 from torch import nn
 from torch.nn import functional
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, TensorDataset
 
 
 class Toy(lightning.LightningModule):
     """One masked attention layer of width 2."""
+
+    positions: torch.Tensor
 
     def __init__(self, vocabulary_size: int, d_model: int = 2, context_length: int = 6) -> None:
         super().__init__()
@@ -34,7 +36,8 @@ class Toy(lightning.LightningModule):
         scores = self.queries(x) @ self.keys(x).transpose(1, 2) / x.shape[-1] ** 0.5
         later = torch.ones_like(scores[0], dtype=torch.bool).triu(1)
         x = x + scores.masked_fill(later, float("-inf")).softmax(-1) @ self.values(x)
-        return self.output(x)
+        logits: torch.Tensor = self.output(x)
+        return logits
 
     def training_step(self, batch: list[torch.Tensor]) -> torch.Tensor:
         """Return the loss."""
@@ -59,7 +62,8 @@ def main() -> None:
     texts = [
         torch.tensor([ids[word] for word in [*prompt, "<EOS>", *completion, "<EOS>"]]) for prompt, completion in rows
     ]
-    loader = DataLoader([(text[:-1], text[1:]) for text in texts], batch_size=1, shuffle=True)
+    examples = TensorDataset(torch.stack([text[:-1] for text in texts]), torch.stack([text[1:] for text in texts]))
+    loader = DataLoader(examples, batch_size=1, shuffle=True)
     model = Toy(len(ids))
     trainer = lightning.Trainer(
         max_epochs=30,

@@ -54,11 +54,16 @@ def options(description: str | None) -> Options:
     return Options(given.threads, given.rounds, given.nanogpt)
 
 
+def clock_for(threads: int, device: str) -> Callable[[], float]:
+    """Return a clock: of this process where one thread of the CPU does all the work, else of the world."""
+    return time.process_time if threads == 1 and device == "cpu" else time.perf_counter
+
+
 def take_turns(
-    peers: dict[str, Callable[[], object]], rounds: int, *, threads: int, calls: int = 1
+    peers: dict[str, Callable[[], object]], rounds: int, *, threads: int, calls: int = 1, device: str = "cpu"
 ) -> dict[str, Timing]:
     """Time each peer in every round, after one round that does not count."""
-    clock = time.process_time if threads == 1 else time.perf_counter
+    clock = clock_for(threads, device)
     seconds: dict[str, list[float]] = {name: [] for name in peers}
     for turn in range(rounds + 1):
         for name, call in peers.items():
@@ -66,6 +71,8 @@ def take_turns(
             start = clock()
             for _ in range(calls):
                 call()
+            if device == "cuda":
+                torch.cuda.synchronize()
             if turn:
                 seconds[name].append((clock() - start) / calls)
     return {name: summarise(values) for name, values in seconds.items()}
@@ -77,15 +84,19 @@ def summarise(values: list[float]) -> Timing:
     return Timing(median, low, high)
 
 
-def peak_flops(dtype: torch.dtype, threads: int) -> float:
+def peak_flops(dtype: torch.dtype, threads: int, device: str) -> float:
     """Return the floating-point operations a second of the fastest of several matrix products."""
     best = 0.0
-    clock = time.process_time if threads == 1 else time.perf_counter
-    for rows, inner, columns in ((768, 128, 512), (768, 512, 128), (1024, 1024, 1024), (2048, 384, 1536)):
-        left, right = torch.randn(rows, inner, dtype=dtype), torch.randn(columns, inner, dtype=dtype)
+    clock = clock_for(threads, device)
+    shapes = [(768, 128, 512), (768, 512, 128), (1024, 1024, 1024), (2048, 384, 1536)]
+    for rows, inner, columns in [(8192, 8192, 8192)] if device == "cuda" else shapes:
+        left = torch.randn(rows, inner, dtype=dtype, device=device)
+        right = torch.randn(columns, inner, dtype=dtype, device=device)
         for _ in range(10):
             start = clock()
             torch.nn.functional.linear(left, right)
+            if device == "cuda":
+                torch.cuda.synchronize()
             best = max(best, 2 * rows * inner * columns / (clock() - start))
     return best
 

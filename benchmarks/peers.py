@@ -1,15 +1,10 @@
-"""The same GPT-2 in this project, in transformers and in nanoGPT."""
+"""A GPT-2 of the same shape in this project, in transformers, in nanoGPT and in litgpt, each imported when it is asked for."""
 
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
-from transformers import GPT2Config, GPT2LMHeadModel
-from transformers.utils import logging as transformers_logging
 
 from stages.core.transformer import Transformer, TransformerConfig
-
-transformers_logging.set_verbosity_error()
 
 
 class Shape(NamedTuple):
@@ -35,6 +30,8 @@ class Shape(NamedTuple):
 
 SMALL = Shape(4, 4, 128, 64, 12, 65)
 BABY = Shape(6, 6, 384, 256, 64, 65)
+GPT2 = Shape(12, 12, 768, 1024, 12, 50304)
+"""124M parameters, with the vocabulary that nanoGPT rounds up and the batch of its bench.py."""
 
 
 def ours(shape: Shape) -> Transformer:
@@ -48,8 +45,12 @@ def ours(shape: Shape) -> Transformer:
     return Transformer(TransformerConfig(**values))
 
 
-def of_transformers(shape: Shape) -> GPT2LMHeadModel:
+def of_transformers(shape: Shape) -> Any:
     """Return transformers' GPT-2."""
+    from transformers import GPT2Config, GPT2LMHeadModel  # noqa: PLC0415
+    from transformers.utils.logging import set_verbosity_error  # noqa: PLC0415
+
+    set_verbosity_error()
     return GPT2LMHeadModel(
         GPT2Config(
             vocab_size=shape.vocabulary_size, n_positions=shape.context_length, n_embd=shape.d_model,
@@ -59,16 +60,30 @@ def of_transformers(shape: Shape) -> GPT2LMHeadModel:
     )  # fmt: skip
 
 
-def of_nanogpt(shape: Shape) -> nn.Module:
+def of_nanogpt(shape: Shape) -> Any:
     """Return nanoGPT's GPT-2; its checkout is in sys.path."""
     from model import GPT, GPTConfig  # noqa: PLC0415
 
-    model: nn.Module = GPT(
+    return GPT(
         GPTConfig(
             shape.context_length, shape.vocabulary_size, shape.layers, shape.heads, shape.d_model, 0.0, bias=False
         )
     )
-    return model
+
+
+def of_litgpt(shape: Shape) -> Any:
+    """Return litgpt's model in a shape as near as it has: rotary positions, as many weights in its layers."""
+    from litgpt.config import Config  # noqa: PLC0415
+    from litgpt.model import GPT  # noqa: PLC0415
+
+    return GPT(
+        Config(
+            name="peer", block_size=shape.context_length, vocab_size=shape.vocabulary_size,
+            padded_vocab_size=shape.vocabulary_size, n_layer=shape.layers, n_head=shape.heads, n_embd=shape.d_model,
+            bias=False, lm_head_bias=False, norm_class_name="LayerNorm", mlp_class_name="GptNeoxMLP",
+            parallel_residual=False, rotary_percentage=1.0,
+        )
+    )  # fmt: skip
 
 
 def random_tokens(shape: Shape) -> torch.Tensor:

@@ -25,6 +25,7 @@ for name in ("dvc", "mlflow", "pandas", "tiktoken"):
     sys.modules[name] = None  # importing it fails
 from tests.training.conftest import network, train
 assert train(network(), max_steps=2).steps == 2
+import benchmarks.training
 """
 
 

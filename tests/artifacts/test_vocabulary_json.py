@@ -32,7 +32,7 @@ def test_it_round_trips_and_opens_with_other_libraries(tmp_path: Path, name: Tok
     read = read_vocabulary(path)
     assert (read.name, read.size, read.eos_id, read.unknown_id) == (name, vocabulary.size, vocabulary.eos_id, None)
     assert read.token_to_id == vocabulary.token_to_id
-    fast = transformers.PreTrainedTokenizerFast(tokenizer_file=str(path), eos_token="<EOS>")  # type: ignore[no-untyped-call]
+    fast = transformers.PreTrainedTokenizerFast(tokenizer_file=str(path), eos_token="<EOS>")
     for text in TEXTS:
         ids = vocabulary.encode(text)
         assert read.encode(text) == Tokenizer.from_file(str(path)).encode(text).ids == fast.encode(text) == ids
