@@ -32,21 +32,26 @@ PEER_NAMES = {
     "character": "pandas, `[stoi[c] for c in text]`: vocabulary and encoding",
     "bpe": "pandas, transformers' fast tokenizer: encoding",
 }
-FEWEST_ROUNDS = 3
+ROUNDS = 3
+LARGE = 100  # megabytes; more would not fit into memory as the peers use it
 
 
 def main() -> None:
     """Measure characters and byte pairs at two sizes."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--megabytes", type=int, nargs="+", default=[8, 64], help="sizes of the generated CSV")
-    parser.add_argument("--rounds", type=int, default=FEWEST_ROUNDS)
+    parser.add_argument("--megabytes", type=int, nargs="+", default=[8, 64, 1000], help="sizes of the generated CSV")
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
     given = parser.parse_args()
     rows = []
     for tokenizer in ("character", "bpe"):
         for megabytes in given.megabytes:
             with tempfile.TemporaryDirectory() as folder:
-                rows += measure(Path(folder), tokenizer, megabytes, given.rounds)
-    caption = f"{os.cpu_count()} cores; medians of {given.rounds} rounds, start-up of Python included"
+                rounds = 1 if megabytes > LARGE else given.rounds
+                rows += measure(Path(folder), tokenizer, megabytes, rounds)
+    caption = (
+        f"{os.cpu_count()} cores; medians of {given.rounds} rounds, start-up of Python included; "
+        f"one round and no peers for more than {LARGE} MB"
+    )
     columns = ["tokenizer", "CSV", "", "MB a second", "MB a second of processor time", "peak memory, MB"]
     write_table("preparation", caption, columns, rows)
 
@@ -60,8 +65,9 @@ def measure(folder: Path, tokenizer: str, megabytes: int, rounds: int) -> list[l
     commands = {
         "build_vocabulary": [sys.executable, "-m", "stages.build_vocabulary", "--quiet"],
         "build_dataset": [sys.executable, "-m", "stages.build_dataset", "--quiet"],
-        PEER_NAMES[tokenizer]: [sys.executable, "-c", PEERS[tokenizer]],
     }
+    if megabytes <= LARGE:
+        commands[PEER_NAMES[tokenizer]] = [sys.executable, "-c", PEERS[tokenizer]]
     seconds: dict[str, list[float]] = {name: [] for name in commands}
     processor: dict[str, list[float]] = {name: [] for name in commands}
     memory = dict.fromkeys(commands, 0)
