@@ -21,8 +21,14 @@ settings.load_profile("no deadline")
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).parents[1]
+MINUTES_LONG = ("test_resume", "test_pipeline", "test_sweep_and_serving")
 # What a developer's shell may hold would send a test's runs elsewhere.
 FOREIGN = ("DVC_", "MLFLOW_", "PYTHONDONTWRITEBYTECODE", "GIT_")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the files that take minutes, so that no process is left with one of them at the end."""
+    items.sort(key=lambda item: item.path.stem not in MINUTES_LONG)
 
 
 def clean_environment() -> dict[str, str]:
