@@ -5,8 +5,9 @@ from typing import Any
 import lightning
 import numpy as np
 import torch
+from torch.nn import functional
 
-from stages.core.loss import summed_loss
+from stages.core.loss import IGNORE_INDEX, summed_loss
 from stages.core.transformer import Transformer
 from stages.training.data_module import Batch, TrainingPlan
 from stages.training.optimization import TrainParameters, build_optimizer, learning_rate_factor
@@ -20,7 +21,7 @@ class LanguageModel(lightning.LightningModule):
         self.network = network
         self._optimization = parameters
         self._plan = plan
-        self._summed_loss = torch.compile(self._eager_loss) if parameters.compile else self._eager_loss
+        self._compiled_loss = torch.compile(self._eager_loss, dynamic=False) if parameters.compile else None
         self._nats: list[torch.Tensor] = []
         self._validation_nats: list[torch.Tensor] = []
         self._validation_scored = 0
@@ -84,6 +85,16 @@ class LanguageModel(lightning.LightningModule):
         """Clip the norm of the whole gradient; Lightning's own clipping refuses fused optimisers in mixed precision."""
         if gradient_clip_val is not None:
             torch.nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val)
+
+    def _summed_loss(self, input_ids: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        if self._compiled_loss is None:
+            return self._eager_loss(input_ids, targets)
+        # Every other shape would be compiled anew. What is added is not scored, and comes after all that is.
+        batch, tokens = input_ids.shape
+        missing = (0, self.network.config.context_length - tokens, 0, self._plan.micro_batch_size - batch)
+        input_ids = functional.pad(input_ids, missing)
+        targets = functional.pad(targets, missing, value=IGNORE_INDEX)
+        return self._compiled_loss(input_ids, targets)
 
     def _eager_loss(self, input_ids: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         return summed_loss(self.network.hidden_states(input_ids), self.network.output, targets)

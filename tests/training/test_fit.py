@@ -1,5 +1,6 @@
 import pytest
 import torch
+from torch._dynamo.utils import counters
 
 from stages.core.transformer import Transformer
 from stages.errors import UserError
@@ -30,6 +31,20 @@ def test_gradient_accumulation_does_not_change_the_step() -> None:
     assert [step for step, _ in one.curves.train_loss] == [step for step, _ in four.curves.train_loss]
     for (_, first), (_, second) in zip(one.curves.train_loss, four.curves.train_loss, strict=True):
         assert first == pytest.approx(second, abs=1e-4)
+
+
+def test_a_compiled_network_learns_what_a_plain_one_does_and_compiles_one_shape() -> None:
+    """Rows differ in length, and the last batch of a validation in size. One graph trains, one scores."""
+    plain, compiled = network(n_layers=1), network(n_layers=1)
+    one = train(plain, held_out=9, validate_every=5)
+    counters.clear()
+    other = train(compiled, held_out=9, validate_every=5, compile=True)
+    assert counters["stats"]["unique_graphs"] == 2
+    assert largest_difference(plain, compiled) < 1e-3
+    for curve in ("train_loss", "validation_loss"):
+        assert getattr(other.curves, curve) == [
+            (step, pytest.approx(loss, abs=1e-4)) for step, loss in getattr(one.curves, curve)
+        ]
 
 
 def test_the_first_training_loss_is_that_of_the_untrained_model() -> None:
