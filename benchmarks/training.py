@@ -1,7 +1,8 @@
 """Tokens a second in training: this project beside nanoGPT, transformers and litgpt, the peers taking turns.
 
-On a CPU the small and the baby shape; where there is a GPU, GPT-2 with 124M parameters on it, compiled, in bfloat16. Needs
-torch and lightning; transformers and litgpt are measured where they are installed.
+On a CPU the small and the baby shape, where the peers train in float32 and are not compiled; where there is a GPU, GPT-2 with
+124M parameters on it, all compiled and in bfloat16. Needs torch and lightning; transformers and litgpt are measured where they
+are installed.
 """
 
 import importlib.util
@@ -124,6 +125,7 @@ def measure(name: str, shape: Shape, given: Options, calls: int, device: str = "
     beginnings: dict[str, Callable[[], Step]] = {}
     if not on_gpu:
         beginnings["this project, 32-true"] = lambda: our_step(shape, device, bfloat16=False)
+        beginnings["this project, 32-true, compiled"] = lambda: our_step(shape, device, bfloat16=False, compiled=True)
     beginnings["this project, bf16-mixed"] = lambda: our_step(shape, device, bfloat16=True, compiled=on_gpu)
     peers = peers_of(shape, device, given, bfloat16=on_gpu, compiled=on_gpu)
     steps, memory = {}, {}
