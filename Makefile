@@ -40,6 +40,7 @@ bench: $(VENV)/installed-dev ## Measure speed beside other projects, into docs/p
 	$(BIN)/python -m benchmarks.generation $(BENCH)
 	$(BIN)/python -m benchmarks.overhead $(THREADS_OPTION) --rounds 24
 	$(BIN)/python -m benchmarks.preparation
+	$(BIN)/python -m benchmarks.byte_pairs
 	$(BIN)/python -m benchmarks.startup
 
 THREADS_OPTION = $(if $(THREADS),--threads $(THREADS))

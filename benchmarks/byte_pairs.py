@@ -1,0 +1,45 @@
+"""Byte pair encoding in memory, on all cores: this project beside the tokenizers library, in MB of text a second."""
+
+import csv
+import tempfile
+from pathlib import Path
+
+from tokenizers import Tokenizer
+
+from benchmarks.measuring import options, take_turns, write_table
+from benchmarks.preparation import write_csv
+from stages.core.vocabulary import VocabularyParameters, build_vocabulary
+
+MEGABYTES = 8
+SIZE = 8000
+
+
+def main() -> None:
+    """Train, then encode with the same merges."""
+    given = options(__doc__)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "prompts.csv"
+        write_csv(path, MEGABYTES)
+        with path.open(encoding="utf-8", newline="") as file:
+            texts = [cell for row in csv.reader(file) for cell in row]
+    parameters = VocabularyParameters(tokenizer="bpe", size=SIZE, unknown_token=False)
+    vocabulary = build_vocabulary(parameters, [texts])
+    theirs = Tokenizer.from_str(vocabulary.tokenizer.to_str())
+    timings = take_turns(
+        {
+            "training": lambda: build_vocabulary(parameters, [texts]),
+            "encoding, this project": lambda: vocabulary.encode_batch(texts),
+            "encoding, tokenizers' `encode_batch`": lambda: theirs.encode_batch(texts),
+            "encoding, tokenizers' `encode`, text by text": lambda: [theirs.encode(text) for text in texts],
+        },
+        given.rounds,
+        threads=2,
+    )
+    megabytes = sum(len(text.encode()) for text in texts) / 1e6
+    rows = [[what, f"{megabytes / timing.median:.2f}"] for what, timing in timings.items()]
+    caption = f"{len(texts):,} texts, {megabytes:.1f} MB, {vocabulary.size:,} tokens; {given.rounds} rounds"
+    write_table("byte pairs", caption, ["", "MB a second"], rows)
+
+
+if __name__ == "__main__":
+    main()
