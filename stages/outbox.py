@@ -7,8 +7,8 @@ is, so that no run is without one. Sending is given as a function: this module k
 
 import json
 import os
-import queue
 import shutil
+import sys
 import threading
 import time
 import uuid
@@ -48,6 +48,8 @@ class Outbox:
         self._folder = Path(lock.lock_file).parent
         self._run = self._folder / "run"
         self._points = self._folder / "points.jsonl"
+        self._set_aside = self._folder / "set_aside.jsonl"  # to be sent, while points are added to the other file
+        self._adding = threading.Lock()
         self._end = self._folder / "end.json"
         self._files = self._folder / "files"
 
@@ -100,8 +102,9 @@ class Outbox:
 
     def keep(self, points: Sequence[Point]) -> None:
         """Add points, to be sent another time."""
-        with self._points.open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps(point) + "\n" for point in points)
+        lines = "".join(json.dumps(point) + "\n" for point in points)
+        with self._adding, self._points.open("a", encoding="utf-8") as file:
+            file.write(lines)
 
     def keep_file(self, path: Path) -> None:
         """Add a copy of a file, to be sent another time."""
@@ -114,16 +117,24 @@ class Outbox:
         self._end.write_text(json.dumps([status, _now()]), encoding="utf-8")
 
     def send_points(self, send: Send) -> int:
-        """Send the points that were kept, forget them, and return how many these were."""
-        if not self._points.exists():
+        """Send the points that were kept until now, forget them, and return how many these were."""
+        with self._adding:
+            # A process that was killed, or a server that failed, may have left some that were set aside before.
+            if self._points.exists() and not self._set_aside.exists():
+                self._points.rename(self._set_aside)
+        if not self._set_aside.exists():
             return 0
         sent = 0
-        with self._points.open(encoding="utf-8") as file:
+        with self._set_aside.open(encoding="utf-8") as file:
             while batch := list(_parse(line for _, line in zip(range(BATCH), file, strict=False))):
                 send(batch)
                 sent += len(batch)
-        self._points.unlink()
+        self._set_aside.unlink()
         return sent
+
+    def send_all_points(self, send: Send) -> int:
+        """Send until nothing is left, and return how many points these were."""
+        return sum(iter(lambda: self.send_points(send), 0))
 
     def files(self) -> Iterator[tuple[Path, Path]]:
         """Give each file that was kept, and the path that it had."""
@@ -149,53 +160,48 @@ class Outbox:
 
 
 class Sender:
-    """Sends points from a thread of its own, many at a time; keeps in the outbox what cannot be sent now."""
+    """Keeps points in the outbox, so that a kill loses none, and sends them from a thread of its own, many at a time."""
 
     def __init__(self, outbox: Outbox, send: Send) -> None:
         self._outbox = outbox
         self._send = send
-        self._queue: queue.SimpleQueue[Point] = queue.SimpleQueue()
         self._ended = threading.Event()
-        self._kept = False
         self._failed_at = -RETRY_SECONDS
+        self._all_sent = False
+        self._told = False
         self._thread = threading.Thread(target=self._run, name="tracking", daemon=True)
         self._thread.start()
 
-    def put(self, point: Point) -> None:
-        """Take a point; returns at once, and wakes no thread. What waits in memory is at most what a curve holds."""
-        self._queue.put(point)
+    def put(self, points: Sequence[Point]) -> None:
+        """Take points; waits for no server, and wakes no thread. A full disk costs them, not the training."""
+        try:
+            self._outbox.keep(points)
+        except OSError as error:
+            if not self._told:
+                print(f"{self._outbox.folder}/: {error.strerror}: MLflow's curves will lack points", file=sys.stderr)
+            self._told = True
 
     def close(self) -> bool:
         """Send what is left and tell whether all could be sent."""
         self._ended.set()
         self._thread.join()
-        return not self._kept
+        return self._all_sent
 
     def _run(self) -> None:
         """Send what has gathered in some seconds: a request takes the processor as long as hundreds of points in it."""
-        ended = False
-        while not ended:
-            ended = self._ended.wait(GATHER_SECONDS)
-            points = [self._queue.get() for _ in range(self._queue.qsize())]
-            for first in range(0, max(1, len(points)), BATCH):
-                self._deliver(points[first : first + BATCH], try_now=ended)
+        while not self._ended.wait(GATHER_SECONDS):
+            self._outbox.touch()
+            if self._failed_at + RETRY_SECONDS <= time.monotonic():
+                self._sent(self._outbox.send_points)
+        self._all_sent = self._sent(self._outbox.send_all_points)
 
-    def _deliver(self, points: list[Point], *, try_now: bool) -> None:
-        self._outbox.touch()
-        if not (try_now or self._failed_at + RETRY_SECONDS <= time.monotonic()):
-            self._outbox.keep(points)
-            return
+    def _sent(self, points: Callable[[Send], int]) -> bool:
         try:
-            if points:
-                self._send(points)
-            points = []
-            if self._kept:
-                self._outbox.send_points(self._send)
-                self._kept = False
+            points(self._send)
         except Exception:  # noqa: BLE001 - whatever keeps it from sending, training goes on
             self._failed_at = time.monotonic()
-            self._kept = True
-            self._outbox.keep(points)
+            return False
+        return True
 
 
 def _parse(lines: Iterator[str]) -> Iterator[Point]:

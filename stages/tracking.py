@@ -99,9 +99,9 @@ class TrainingRun:
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         """Take one point of each curve; returns at once."""
         now = int(time.time() * 1000)
-        for name, value in metrics.items():
-            if step > self._sent.get(name, -1):
-                self._sender.put(Point(name, value, now, step))
+        new = {name: value for name, value in metrics.items() if step > self._sent.get(name, -1)}
+        if new:
+            self._sender.put([Point(name, value, now, step) for name, value in new.items()])
 
     def log_files(self, paths: Iterable[Path]) -> None:
         """Keep files with the run, in the folders in which they lie."""
@@ -384,7 +384,7 @@ def _find_run(client: MlflowClient, outbox: Outbox) -> Run | None:
 
 def _send(client: MlflowClient, outbox: Outbox, run_id: str) -> int:
     """Send all that an outbox holds, end its run and delete it; return the number of points."""
-    points = outbox.send_points(lambda points: _send_points(client, run_id, points))
+    points = outbox.send_all_points(lambda points: _send_points(client, run_id, points))
     for path, place in outbox.files():
         client.log_artifact(run_id, str(path), str(place.parent))
     status, milliseconds = outbox.end()
