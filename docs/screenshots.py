@@ -1,8 +1,9 @@
 """Make the pictures of docs/images/ anew, in a temporary copy of the project: `python -m docs.screenshots`.
 
-Needs what `make test` installs, Chromium and chromedriver. Takes some minutes.
+Needs what `make test` installs, Chromium and chromedriver. Takes ten minutes.
 """
 
+import argparse
 import base64
 import io
 import json
@@ -37,6 +38,7 @@ COLOURS = 128
 
 def main() -> None:
     """Train three experiments and a sweep in a copy, and photograph every page that the docs show."""
+    argparse.ArgumentParser(description=__doc__).parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         project = Path(temporary) / "prompt-pipeline"
         copy_project(project)
@@ -178,6 +180,8 @@ class Camera:
         for element in self.browser.find_elements(By.XPATH, path):
             element.click()
             time.sleep(1)
+        # Clicking scrolls what is clicked into view.
+        self.browser.execute_script("document.querySelectorAll('*').forEach(element => element.scrollTo(0, 0))")
 
     def take(self, name: str, height: int | None = None) -> None:
         """Keep what is on the screen, or as much of the page as ``height``, as docs/images/NAME.png."""
@@ -216,7 +220,7 @@ def photograph_sweep(camera: Camera, project: Path) -> None:
     """Take the sweep's runs as lines from the learning rate to the losses and scores."""
     camera.open(compare_page(newest_runs(project, 4)), "Comparing 4 Runs", height=900)
     camera.make_room()
-    camera.click("//div[.='Metrics:']/..//input")
+    camera.click("(//input[@role='combobox'])[last()]")
     camera.browser.switch_to.active_element.send_keys("completion_exact_match", Keys.ENTER, Keys.ESCAPE)
     camera.wait()
     camera.take("sweep")
@@ -243,7 +247,7 @@ def photograph_files(camera: Camera, project: Path) -> None:
     camera.open(report, "Read along", width=360, height=740, dark=True)
     camera.browser.execute_script("document.querySelectorAll('#tokens button')[3].focus()")
     camera.take("report-phone", 1200)
-    camera.open((project / "dvc_plots/index.html").as_uri(), "Plots", height=900)
+    camera.open((project / "dvc_plots/index.html").as_uri(), "Plots", height=1330)
     camera.take("plots")
 
 
