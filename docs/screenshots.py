@@ -44,6 +44,8 @@ def main() -> None:
         copy_project(project)
         run(project, "python", "-m", "presets.use", "addition")  # it holds rows out, and makes mistakes worth a look
         run(project, "dvc", "repro", "--quiet")
+        run(project, "dvc", "add", "--quiet", "data/addition.csv")
+        run(project, "git", "add", "data/addition.csv.dvc")
         run(project, "git", "commit", "--quiet", "--all", "--message", "Learn to add")
         for name, change in EXPERIMENTS.items():
             run(project, "dvc", "exp", "run", "--quiet", "--name", name, "--set-param", change)
@@ -111,6 +113,8 @@ def sweep(project: Path) -> None:
             ["dvc", "queue", "status"], cwd=project, env=environment(), capture_output=True, text=True, check=True
         )
         waiting = "Queued" in status.stdout or "Running" in status.stdout
+    if "Failed" in status.stdout:
+        sys.exit(f"the sweep failed:\n{status.stdout}")
 
 
 def printed_addresses(server: subprocess.Popen[str]) -> dict[str, str]:
@@ -206,11 +210,11 @@ def photograph_mlflow(camera: Camera, project: Path, pages: dict[str, str]) -> N
     camera.make_room()
     camera.take("mlflow-charts")
     runs = newest_runs(project, 3)
-    camera.open(compare_page(runs), "Comparing 3 Runs", height=1500)
+    camera.open(compare_page(runs), "Comparing 3 Runs", height=1700)
     camera.make_room()
     camera.click("//button[contains(@aria-label, 'Show diff only')]")
     camera.take("mlflow-compare")
-    camera.open(f"{SITE}/experiments/1/runs/{runs[1].info.run_id}", "Results on", height=1300)
+    camera.open(f"{SITE}/experiments/1/runs/{runs[1].info.run_id}", "Results on", width=1300, height=1300)
     camera.make_room()
     camera.click("//button[.='Show more']")
     camera.take("mlflow-run")
@@ -243,7 +247,7 @@ def photograph_files(camera: Camera, project: Path) -> None:
     report = (project / "metrics/report.html").as_uri()
     camera.open(report, "Read along")
     camera.browser.execute_script("document.querySelectorAll('#tokens button')[3].focus()")
-    camera.take("report", 1000)
+    camera.take("report", 1050)
     camera.open(report, "Read along", width=360, height=740, dark=True)
     camera.browser.execute_script("document.querySelectorAll('#tokens button')[3].focus()")
     camera.take("report-phone", 1200)
