@@ -33,7 +33,10 @@ def main() -> None:
             "`dvc repro --force`, the toy": ([dvc, "repro", "--force", "--quiet"], project),
             "`dvc repro`, nothing to do": ([dvc, "repro", "--quiet"], project),
             "`dvc repro`, an empty pipeline": ([dvc, "repro", "--quiet"], empty),
-            **{f"`python -m {module} --help`": ([sys.executable, "-m", module, "--help"], project) for module in MODULES},
+            **{
+                f"`python -m {module} --help`": ([sys.executable, "-m", module, "--help"], project)
+                for module in MODULES
+            },
         }
         wall: dict[str, list[float]] = {what: [] for what in commands}
         processor: dict[str, list[float]] = {what: [] for what in commands}
