@@ -32,7 +32,8 @@ ui: $(VENV)/installed ## Compare runs in MLflow, on 127.0.0.1:5000 (PORT=5001 fo
 	@PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m stages.ui --port $(PORT)
 
 compare: $(VENV)/installed ## Compare all experiments in the terminal: figures, and the parameters in which they differ.
-	@PATH="$(abspath $(BIN)):$$PATH" $(BIN)/dvc exp show --only-changed --drop '.*/.*|perplexity|completion_token_accuracy'
+	@PATH="$(abspath $(BIN)):$$PATH" $(BIN)/dvc exp show --only-changed \
+		--drop '.*/.*|Executor|steps|epochs|parameters|best_step|perplexity|bits_per_byte|completion_token_accuracy'
 
 bench: $(VENV)/installed-dev ## Measure speed beside other projects, into docs/performance.md (NANOGPT=path, THREADS=1).
 	$(BIN)/python -m benchmarks.training $(BENCH)

@@ -3,6 +3,7 @@
 For maintainers, to take a newer Vega: `pip install vl-convert-python`, then `python docs/plots_template.py`.
 """
 
+import argparse
 from pathlib import Path
 
 import vl_convert
@@ -41,6 +42,7 @@ PAGE = """<!doctype html>
 
 def main() -> None:
     """Write the page."""
+    argparse.ArgumentParser(description=__doc__).parse_args()
     bundle = vl_convert.javascript_bundle().replace("</script", "<\\/script")
     TARGET.write_text(PAGE.replace("/*VEGA*/", bundle), encoding="utf-8")
 

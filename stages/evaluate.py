@@ -135,7 +135,7 @@ def main() -> None:
     accuracy, confusions = accuracy_by_position(scores), most_confused(scores, labels)
     write_table(POSITIONS_FILE, ["position", "accuracy", "tokens"], accuracy)
     write_table(CONFUSIONS_FILE, ["confusion", "count"], confusions)
-    shown = look_inside(model, examples, samples, vocabulary)
+    shown = look_inside(model, examples, samples, vocabulary, completions_only=metadata.loss_on == "completion")
     write_report(shown, metrics)
     curves = draw_curves([(position, share) for position, share, _ in accuracy], confusions)
     pictures = [*write_pictures(PICTURES_FOLDER / "curves", curves)]
@@ -291,7 +291,9 @@ def most_confused(scores: Scores, labels: TokenLabels) -> list[tuple[str, int]]:
     return [(f"{labels[target]} → {labels[predicted]}", count) for count, (target, predicted) in wrong[:CONFUSIONS]]
 
 
-def look_inside(model: SavedModel, examples: Examples, samples: list[Sample], vocabulary: Vocabulary) -> Shown:
+def look_inside(
+    model: SavedModel, examples: Examples, samples: list[Sample], vocabulary: Vocabulary, *, completions_only: bool
+) -> Shown:
     """Read some of the completed rows again, watching what the model does."""
     answers = model.prompts_end_with_eos
     texts = [
@@ -301,6 +303,7 @@ def look_inside(model: SavedModel, examples: Examples, samples: list[Sample], vo
             vocabulary.decode(sample.expected),
             vocabulary.decode(sample.completion),
             exact=sample.exact,
+            completions_only=completions_only,
         )
         for sample in (samples[index] for index in choose([sample.exact or not answers for sample in samples]))
     ]

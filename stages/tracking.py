@@ -478,7 +478,7 @@ def _leading_back(run: Run) -> str:
         commands.append(f"dvc exp apply {tags[EXPERIMENT_TAG]}")
     elif CHANGED_TAG not in tags:
         commands.append("dvc repro")
-    commands.append(f"mlflow models serve -m runs:/{run.info.run_id}/{MODEL_NAME} --env-manager local")
+    commands.append(f"mlflow models serve -m runs:/{run.info.run_id}/{MODEL_NAME} --env-manager local --port 5001")
     files = tags.get(CHANGED_TAG, "").split(", ")
     more = f" and {len(files) - 3} more files" if len(files) > 3 else ""
     changed = f"\nNot in that commit: changes of {', '.join(files[:3])}{more}.\n" if CHANGED_TAG in tags else ""

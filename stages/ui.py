@@ -60,7 +60,9 @@ def main() -> None:
 
 def pages(site: str) -> str:
     """Return where to look, after the view that these addresses open is kept in the store."""
-    page = f"{site}/#/experiments/{keep_view(VIEW_KEY, view())}/runs?viewStateShareKey={VIEW_KEY}"
+    # Without workflowType MLflow's menu is that of language model applications, in which little is of use here.
+    query = f"workflowType=machine_learning&viewStateShareKey={VIEW_KEY}"
+    page = f"{site}/#/experiments/{keep_view(VIEW_KEY, view())}/runs?{query}"
     return f"  runs    {page}\n  curves  {page}&compareRunsMode=CHART"
 
 

@@ -20,8 +20,8 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_addresses_open_a_view_that_the_store_keeps_also_before_the_first_run(tmp_path: Path) -> None:
     assert ui.pages("https://mlflow.example.com").splitlines() == [
-        "  runs    https://mlflow.example.com/#/experiments/1/runs?viewStateShareKey=pipeline",
-        "  curves  https://mlflow.example.com/#/experiments/1/runs?viewStateShareKey=pipeline&compareRunsMode=CHART",
+        "  runs    https://mlflow.example.com/#/experiments/1/runs?workflowType=machine_learning&viewStateShareKey=pipeline",
+        "  curves  https://mlflow.example.com/#/experiments/1/runs?workflowType=machine_learning&viewStateShareKey=pipeline&compareRunsMode=CHART",
     ]
     experiment = MlflowClient(tracking_uri()).get_experiment("1")
     assert experiment.name == tmp_path.name

@@ -7,6 +7,8 @@ from stages.report.figures import FIGURES, figure_text
 
 SAMPLES = 3
 MOST_CHARACTERS = 120
+# MLflow's page sets a table's columns against each other without a space.
+GAP = "&emsp;"
 
 
 def describe_run(metrics: Mapping[str, Any], samples: Sequence[tuple[str, str, str, bool]]) -> str:
@@ -15,12 +17,12 @@ def describe_run(metrics: Mapping[str, Any], samples: Sequence[tuple[str, str, s
     lines = [
         f"### Results on {metrics['rows']:,} {metrics['split']} rows{note}",
         "",
-        "| figure | value |",
+        f"| figure | {GAP}value |",
         "|---|---:|",
     ]
     lines += [f"| {label} | {figure_text(metrics[name])} |" for name, label in FIGURES.items() if name in metrics]
     if samples:
-        lines += ["", "### Samples", "", "| prompt | expected | completion | |", "|---|---|---|---|"]
+        lines += ["", "### Samples", "", f"| prompt{GAP} | expected{GAP} | completion{GAP} | |", "|---|---|---|---|"]
         lines += [
             f"| {_cell(prompt)} | {_cell(expected)} | {_cell(completion)} | {'✓' if exact else '✗'} |"
             for prompt, expected, completion, exact in samples[:SAMPLES]

@@ -20,7 +20,8 @@
   const quoted = (token) => "“" + token + "”";
   const text = () => data.texts[chosen.text];
   const steps = (one) => one.tokens.length - 1;
-  const missed = (one, step) => !one.likely[step][0][2];
+  const learnt = (one, step) => step + 1 >= one.learntStart;
+  const missed = (one, step) => learnt(one, step) && !one.likely[step][0][2];
 
   function weights(step) {
     const heads = text().attention[chosen.layer];
@@ -128,7 +129,8 @@
     byId("truth").textContent = "The true next token is " + quoted(truth) + ", given " + percent(one.truth[step]) + ".";
     const [guess, share] = one.likely[step][0];
     const most = row.indexOf(Math.max(...row));
-    const verdict = missed(one, step) ? "wrong: it is " + quoted(truth) : "right";
+    const reason = learnt(one, step) ? "wrong: " : "which it was not taught: ";
+    const verdict = one.likely[step][0][2] ? "right" : reason + "it is " + quoted(truth);
     byId("said").textContent =
       "After " + quoted(one.tokens[step]) + " the model expects " + quoted(guess) + " (" + percent(share) + "), " + verdict +
       ". It looks most at " + quoted(one.tokens[most]) + " (" + row[most] + " %).";
@@ -158,7 +160,7 @@
   function drawWrong() {
     const items = [];
     data.texts.forEach((one, index) => one.likely.forEach((likely, step) => {
-      if (likely[0][2]) return;
+      if (!missed(one, step)) return;
       const before = one.tokens.slice(Math.max(0, step - 5), step + 1).join(" ");
       const button = element("button", before + " → " + likely[0][0] + " (" + percent(likely[0][1]) + "); true: " +
         one.tokens[step + 1] + " (" + percent(one.truth[step]) + ")");

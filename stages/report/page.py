@@ -80,6 +80,7 @@ def _text(shown: Shown, text: Text) -> dict[str, Any]:
     return {
         "tokens": tokens,
         "completionStart": text.completion_start,
+        "learntStart": text.learnt_start,
         "cut": text.tokens > len(text.token_ids),
         "expected": text.expected,
         "answer": text.answer,

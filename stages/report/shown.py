@@ -26,6 +26,8 @@ class Text:
     """All that was read, and the token after it."""
     completion_start: int
     """Where in token_ids the completion, or a plain text's second half, begins."""
+    learnt_start: int
+    """Where in token_ids begins what the model was taught to expect: where others come, it is not wrong."""
     tokens: int
     """How long the row is; token_ids may be its beginning alone."""
     expected: str
@@ -80,13 +82,20 @@ class Shown:
 
 
 def read_text(
-    network: Transformer, parts: tuple[list[int], list[int]], expected: str, answer: str, *, exact: bool
+    network: Transformer,
+    parts: tuple[list[int], list[int]],
+    expected: str,
+    answer: str,
+    *,
+    exact: bool,
+    completions_only: bool,
 ) -> Text:
     """Let the model read a row: its prompt and what follows it."""
     prompt, rest = parts
     token_ids = [*prompt, *rest][: min(TOKENS, network.config.context_length) + 1]
     reading = read_along(network, token_ids, LIKELY)
-    return Text(token_ids, len(prompt), len(prompt) + len(rest), expected, answer, exact, reading)
+    learnt_start = len(prompt) if completions_only else 0
+    return Text(token_ids, len(prompt), learnt_start, len(prompt) + len(rest), expected, answer, exact, reading)
 
 
 def choose(exact: Sequence[bool]) -> list[int]:

@@ -90,6 +90,15 @@ def test_where_the_model_was_wrong_leads_there(report: Browser) -> None:
     assert "wrong" in said(report)
 
 
+def test_what_was_not_taught_is_not_called_wrong(browser: Browser, tmp_path: Path) -> None:
+    path = tmp_path / "report.html"
+    path.write_text(render(make_shown(completions_only=True), METRICS), encoding="utf-8")
+    browser.get(path.as_uri())
+    assert browser.find_elements(By.CSS_SELECTOR, "#tokens .missed.completion")
+    assert not browser.find_elements(By.CSS_SELECTOR, "#tokens .missed:not(.completion)")
+    assert "which it was not taught: it is" in said(browser)
+
+
 def test_nothing_is_loaded_and_nothing_complains(report: Browser, address: str) -> None:
     requested = [entry["message"] for entry in report.get_log("performance") if "requestWillBeSent" in entry["message"]]
     assert all(address in message for message in requested)

@@ -13,7 +13,13 @@ TEXTS = [("what is CNN", "Great"), (HOSTILE, "<b>no</b>"), ("", "Great")]
 METRICS = {"split": "test", "rows": 3, "tokens": 20, "loss": 1.5, "perplexity": 4.4817, "next_token_accuracy": 0.25}
 
 
-def make_shown(texts: list[tuple[str, str]] | None = None, *, tokenizer: str = "word", **changed: object) -> Shown:
+def make_shown(
+    texts: list[tuple[str, str]] | None = None,
+    *,
+    tokenizer: str = "word",
+    completions_only: bool = False,
+    **changed: object,
+) -> Shown:
     """Return what is shown of an untrained model."""
     texts = TEXTS if texts is None else texts
     parameters = VocabularyParameters.model_validate({"tokenizer": tokenizer, "size": 300, "unknown_token": False})
@@ -32,6 +38,7 @@ def make_shown(texts: list[tuple[str, str]] | None = None, *, tokenizer: str = "
             completion,
             "an answer",
             exact=False,
+            completions_only=completions_only,
         )
         for prompt, completion in texts
     ]

@@ -61,6 +61,12 @@ def test_probabilities_and_attention_are_those_of_the_model(shown: Shown) -> Non
                 assert all(97 <= sum(row) <= 103 for row in head)
 
 
+def test_a_prompt_that_was_not_learnt_is_told_apart() -> None:
+    texts = page_data(render(make_shown(completions_only=True), METRICS))["texts"]
+    assert isinstance(texts, list)
+    assert [text["learntStart"] for text in texts] == [text["completionStart"] for text in texts]
+
+
 def test_a_large_model_is_shown_in_part_and_the_page_says_so() -> None:
     long = [(" ".join(f"word{index}" for index in range(200)), "end")]
     shown = make_shown(long, context_length=256, n_layers=9, n_heads=8, d_model=16)
