@@ -43,7 +43,7 @@ from stages.provenance import Provenance, md5, read_provenance, stage_provenance
 from stages.report.description import describe_run
 from stages.report.labels import TokenLabels
 from stages.report.page import render
-from stages.report.pictures import Curve, curve_pictures, model_pictures
+from stages.report.pictures import Confusion, Curve, curve_pictures, model_pictures
 from stages.report.shown import Shown, choose, read_text, show
 from stages.runtime import RuntimeParameters
 from stages.tracking import Evaluation, check_store, log_evaluation
@@ -61,7 +61,7 @@ PICTURES_FOLDER = Path("metrics/pictures")
 REPORT_FILE = Path("metrics/report.html")
 
 # The pairs that are confused most often; the long tail says little.
-CONFUSIONS = 20
+CONFUSED_TOKENS = 16
 # Figures are rounded where the order in which floating-point numbers are added up begins to show.
 DECIMALS = 6
 
@@ -132,9 +132,9 @@ def main() -> None:
     readable = decode_samples(samples[: parameters.samples], vocabulary)
     write_table(SAMPLES_FILE, ["prompt", "expected", "completion", "exact_match"], readable)
     labels = TokenLabels(vocabulary)
-    accuracy, confusions = accuracy_by_position(scores), most_confused(scores, labels)
+    accuracy, confusions = accuracy_by_position(scores), confusion_matrix(scores, labels)
     write_table(POSITIONS_FILE, ["position", "accuracy", "tokens"], accuracy)
-    write_table(CONFUSIONS_FILE, ["confusion", "count"], confusions)
+    write_table(CONFUSIONS_FILE, ["truth", "prediction", "count"], confusions)
     shown = look_inside(model, examples, samples, vocabulary, completions_only=metadata.loss_on == "completion")
     write_report(shown, metrics)
     curves = draw_curves([(position, share) for position, share, _ in accuracy], confusions)
@@ -284,11 +284,21 @@ def accuracy_by_position(scores: Scores) -> list[tuple[int, float, int]]:
     ]
 
 
-def most_confused(scores: Scores, labels: TokenLabels) -> list[tuple[str, int]]:
-    """Return the pairs that were confused most often, and how often."""
-    wrong = [(count, pair) for pair, count in scores.pairs.items() if pair[0] != pair[1]]
-    wrong.sort(key=lambda item: (-item[0], item[1]))
-    return [(f"{labels[target]} → {labels[predicted]}", count) for count, (target, predicted) in wrong[:CONFUSIONS]]
+def confusion_matrix(scores: Scores, labels: TokenLabels) -> list[Confusion]:
+    """Return how often which token was expected in place of which, for the tokens that were mistaken most.
+
+    Where there are few of them, those that were scored most often keep them company.
+    """
+    by_interest = sorted(scores.pairs.items(), key=lambda item: (item[0][0] == item[0][1], -item[1], item[0]))
+    shown: set[int] = set()
+    for pair, _ in by_interest:
+        if len(shown.union(pair)) <= CONFUSED_TOKENS:
+            shown.update(pair)
+    return [
+        (labels[truth], labels[prediction], count)
+        for (truth, prediction), count in sorted(scores.pairs.items())
+        if {truth, prediction} <= shown
+    ]
 
 
 def look_inside(
@@ -316,7 +326,7 @@ def write_report(shown: Shown, metrics: dict[str, Any]) -> None:
         file.write(render(shown, metrics).encode())
 
 
-def draw_curves(accuracy: Curve, confusions: list[tuple[str, int]]) -> dict[str, bytes]:
+def draw_curves(accuracy: Curve, confusions: list[Confusion]) -> dict[str, bytes]:
     """Draw the curves of the training and of this evaluation."""
     training, validation = read_numbers(TRAIN_CURVE), read_numbers(VALIDATION_CURVE)
     return curve_pictures(

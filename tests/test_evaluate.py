@@ -1,6 +1,8 @@
 """Figures that can be known without the code: by hand, by symmetry, or because nothing but the batch size changed."""
 
 import math
+from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +16,18 @@ from stages.core.transformer import Transformer
 from stages.core.vocabulary import VocabularyParameters, build_vocabulary
 from stages.core.windows import DatasetParameters, RowSpans
 from stages.errors import UserError
-from stages.evaluate import EvaluateParameters, check_fit, complete_rows, decode_samples, describe, score, summarise
+from stages.evaluate import (
+    CONFUSED_TOKENS,
+    EvaluateParameters,
+    check_fit,
+    complete_rows,
+    confusion_matrix,
+    decode_samples,
+    describe,
+    score,
+    summarise,
+)
+from stages.report.labels import TokenLabels
 from tests.training.conftest import EOS_ID, VOCABULARY_SIZE, examples, network
 
 
@@ -56,6 +69,19 @@ def test_every_target_is_counted_once_overall_and_by_position() -> None:
     assert scores.tokens == int(scores.tokens_by_position.sum()) == sum(scores.pairs.values()) == tokens - 20
     right = sum(count for (target, predicted), count in scores.pairs.items() if target == predicted)
     assert scores.correct == int(scores.correct_by_position.sum()) == right
+
+
+def test_the_confusion_matrix_holds_what_was_mistaken_most_and_is_whole_where_it_is_small() -> None:
+    vocabulary = build_vocabulary(
+        VocabularyParameters(tokenizer="word", size=1, unknown_token=False), [[" ".join(map(str, range(30)))]]
+    )
+    scores = score(saved(network()), examples(), 4)
+    few = confusion_matrix(scores, TokenLabels(vocabulary))
+    assert sum(count for *_, count in few) == scores.tokens
+    assert sum(count for truth, prediction, count in few if truth == prediction) == scores.correct
+    mistaken = {(token, token + 1): 100 - token for token in range(29)}
+    many = confusion_matrix(replace(scores, pairs=Counter({(29, 29): 1000} | mistaken)), TokenLabels(vocabulary))
+    assert many == [(str(token), str(token + 1), 100 - token) for token in range(CONFUSED_TOKENS - 1)]
 
 
 def test_a_completion_is_right_only_with_its_end() -> None:

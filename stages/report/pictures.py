@@ -21,6 +21,8 @@ from matplotlib.ticker import MaxNLocator
 from stages.report.shown import Shown, Text
 
 Curve = Sequence[tuple[float, float]]
+Confusion = tuple[str, str, int]
+"""A true token, the one that was predicted, and how often."""
 
 # Fewer than in the report, where one can point at a token.
 TEXTS = 3
@@ -67,7 +69,7 @@ def curve_pictures(
     validation_loss: Curve,
     learning_rate: Curve,
     accuracy: Curve,
-    confusions: Sequence[tuple[str, int]],
+    confusions: Sequence[Confusion],
 ) -> dict[str, bytes]:
     """Draw what ``dvc plots`` draws from the same figures: file name -> PNG."""
     losses = {"training": train_loss, "validation": validation_loss}
@@ -227,17 +229,30 @@ def _accuracy(accuracy: Curve) -> Figure:
     return figure
 
 
-def _confusions(confusions: Sequence[tuple[str, int]]) -> Figure:
-    figure, axes = _plot("Most confused tokens: truth → prediction", "count", "")
-    if not confusions:
-        axes.text(0.5, 0.5, "no token was mistaken", transform=axes.transAxes, ha="center", color=_GREY)
-        axes.set_yticks([])
+def _confusions(confusions: Sequence[Confusion]) -> Figure:
+    """Draw a matrix of counts, as dark as their share of the row."""
+    tokens = list(dict.fromkeys(token for *pair, _ in confusions for token in pair))
+    counts = np.zeros((len(tokens), len(tokens)), dtype=np.int64)
+    for truth, prediction, count in confusions:
+        counts[tokens.index(truth), tokens.index(prediction)] += count
+    shares = counts / np.maximum(1, counts.sum(axis=1, keepdims=True))
+    side = 1.6 + 0.36 * max(4, len(tokens))
+    figure = Figure(figsize=(side + 0.6, side), layout="constrained")
+    axes: Axes = figure.subplots()
+    axes.set_title("Confusion of tokens")
+    axes.set_xlabel("prediction")
+    axes.set_ylabel("truth")
+    axes.set_xticks(range(len(tokens)), tokens, rotation=90)
+    axes.set_yticks(range(len(tokens)), tokens)
+    axes.spines[:].set_visible(False)
+    if not tokens:
         return figure
-    names = [name for name, _ in confusions]
-    axes.barh(range(len(names)), [count for _, count in confusions], color=_BLUE, height=0.7)
-    axes.set_yticks(range(len(names)), names)
-    axes.set_ylim(max(len(names), 6) - 0.5, -0.5)  # a few bars stay bars
-    axes.grid(visible=False, axis="y")
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    for truth, prediction in zip(*counts.nonzero(), strict=True):
+        axes.text(
+            prediction, truth, f"{counts[truth, prediction]}", ha="center", va="center", fontsize=7,
+            color="white" if shares[truth, prediction] > 0.6 else "#1f2937",
+        )  # fmt: skip
     return figure
 
 

@@ -33,7 +33,7 @@ def test_the_same_curves_give_the_same_pictures() -> None:
 
     def draw(train_loss: Curve = loss) -> dict[str, bytes]:
         rates = [(step, 0.1) for step, _ in loss]
-        return curve_pictures(train_loss, loss[::10], rates, [(1, 1.0), (2, 0.5)], [("CNN → what", 1)])
+        return curve_pictures(train_loss, loss[::10], rates, [(1, 1.0), (2, 0.5)], [("CNN", "what", 1)])
 
     pictures = draw()
     with mpl.rc_context({"lines.linewidth": 9, "font.size": 20}):  # of a user's own
