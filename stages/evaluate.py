@@ -109,6 +109,7 @@ def main() -> None:
     """Score the model of data/model/ as params.yaml says."""
     quiet = command_line.command_parser(__doc__).parse_args().quiet
     parameters = read_section("evaluate", EvaluateParameters)
+    register_as = read_section("train", TrainParameters).register_as
     runtime = read_section("runtime", RuntimeParameters)
     runtime.limit_threads()
     required = runtime.tracking == "required"
@@ -145,7 +146,7 @@ def main() -> None:
     run = log_evaluation(trained_from, evaluation, DATASET_FOLDER, required=required)
     if run is not None:
         prompt = vocabulary.decode(samples[0].prompt) if samples else ""
-        log_model(run, prompt, read_section("train", TrainParameters).register_as)
+        log_model(run, prompt, register_as)
     if not quiet:
         print(describe(metrics))
 

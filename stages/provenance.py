@@ -16,8 +16,8 @@ MODEL_FOLDER = Path("data/model")
 PROVENANCE_FILE = "provenance.json"
 # A folder is known by the file in it that says what it holds, with hashes of the data beside it.
 FOLDER_FILES = ("metadata.json", PROVENANCE_FILE)
-# Says under which name a result is kept, and changes nothing in it.
-LABEL = "train.register_as"
+# The whole section is listed where a name is read from it, which changes no result. The training lists what it reads, by key.
+NOT_OF_THE_RESULT = "train"
 
 
 class Provenance(pydantic.BaseModel):
@@ -42,7 +42,9 @@ def stage_provenance(stage: str) -> Provenance:
     parameters = read_all()
     inputs = {
         "dependencies": {path: md5(Path(path)) for path in sorted(definition["deps"])},
-        "parameters": {name: _value(parameters, name) for name in sorted(definition["params"]) if name != LABEL},
+        "parameters": {
+            name: _value(parameters, name) for name in sorted(definition["params"]) if name != NOT_OF_THE_RESULT
+        },
     }
     canonical = json.dumps(inputs, sort_keys=True, ensure_ascii=True).encode()
     return Provenance(fingerprint=hashlib.sha256(canonical).hexdigest()[:16], **inputs)

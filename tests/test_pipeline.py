@@ -204,12 +204,25 @@ def test_two_devices_share_a_batch_and_learn_what_one_learns(edited: Project) ->
     assert run_count(edited) == before + 2
 
 
+MISTAKES = [
+    ("n_heads: 1", "n_head: 1", "did you mean 'n_heads'"),
+    (
+        "learning_rate: 0.1",
+        "learning_rat: 0.1",
+        "'train.learning_rate' are missing from 'params.yaml'",
+    ),  # in DVC's words
+    ("patience: null", "patience: null\n  dropout: 0.1", "train.dropout"),
+]
+
+
 def test_a_mistake_is_one_line_without_a_traceback(edited: Project) -> None:
-    edited.replace("params.yaml", "n_heads: 1", "n_head: 1")
-    failed = edited.run("dvc", "repro", check=False)
-    assert failed.returncode != 0
-    assert "did you mean 'n_heads'" in failed.stderr
-    assert "Traceback" not in failed.stderr + failed.stdout
+    for old, new, told in MISTAKES:
+        edited.replace("params.yaml", old, new)
+        failed = edited.run("dvc", "repro", check=False)
+        assert failed.returncode != 0
+        assert told in failed.stderr
+        assert "Traceback" not in failed.stderr + failed.stdout
+        edited.replace("params.yaml", new, old)
 
 
 def append_comment(project: Project, path: str) -> None:

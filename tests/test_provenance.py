@@ -21,7 +21,7 @@ stages:
     - data.csv
     params:
     - evaluate
-    - train.register_as
+    - train
 """
 PARAMETERS = """
 model:
