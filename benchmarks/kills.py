@@ -21,7 +21,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.conftest import Project, clean_environment, clone
+from tests.project import Project, clean_environment, clone
 
 OUTPUTS = ("data/vocabulary.json", "data/dataset", "data/model", "metrics")
 STEPS = 1200

@@ -1,9 +1,7 @@
 """Start-up: the toy's pipeline beside one bare Lightning script, and a pipeline with nothing to do."""
 
 import argparse
-import os
 import resource
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -11,8 +9,8 @@ import time
 from pathlib import Path
 
 from benchmarks.measuring import summarise, write_table
+from tests.project import clean_environment, clone
 
-ROOT = Path(__file__).parents[1]
 MODULES = ("stages.build_vocabulary", "stages.build_dataset", "stages.train", "stages.evaluate", "stages.generate")
 
 
@@ -24,7 +22,7 @@ def main() -> None:
     dvc = str(Path(sys.executable).parent / "dvc")
     with tempfile.TemporaryDirectory() as name:
         project, empty = Path(name) / "project", Path(name) / "empty"
-        copy_project(project)
+        clone(project)
         empty.mkdir()
         (empty / "dvc.yaml").write_text("stages: {}\n", encoding="utf-8")
         start_repository(empty, dvc)
@@ -52,18 +50,6 @@ def main() -> None:
     write_table("startup", f"medians of {rounds} rounds", ["", "s", "s of processor time"], rows)
 
 
-def copy_project(folder: Path) -> None:
-    """Copy what git tracks into a repository of its own."""
-    listed = subprocess.run(
-        ["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    for name in listed.stdout.splitlines():
-        if (ROOT / name).is_file():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT / name, folder / name)
-    subprocess.run(["git", "init", "--quiet"], cwd=folder, check=True)
-
-
 def start_repository(folder: Path, dvc: str) -> None:
     """Make a DVC repository."""
     subprocess.run(["git", "init", "--quiet"], cwd=folder, check=True)
@@ -72,11 +58,8 @@ def start_repository(folder: Path, dvc: str) -> None:
 
 def run(command: list[str], folder: Path) -> tuple[float, float]:
     """Return the seconds a command took, and the processor's."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("DVC_", "MLFLOW_"))}
-    path = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
-    environment |= {"PATH": path, "DVC_NO_ANALYTICS": "true", "MLFLOW_DISABLE_TELEMETRY": "true"}
     before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-    subprocess.run(command, cwd=folder, env=environment, capture_output=True, check=True)
+    subprocess.run(command, cwd=folder, env=clean_environment(), capture_output=True, check=True)
     took, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
     return took, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 

@@ -7,7 +7,6 @@ import argparse
 import base64
 import io
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -26,7 +25,8 @@ from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
-ROOT = Path(__file__).parents[1]
+from tests.project import ROOT, clean_environment, clone
+
 IMAGES = ROOT / "docs/images"
 PORT = 5057
 SITE = f"http://127.0.0.1:{PORT}/#"
@@ -41,7 +41,7 @@ def main() -> None:
     argparse.ArgumentParser(description=__doc__).parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         project = Path(temporary) / "prompt-pipeline"
-        copy_project(project)
+        clone(project)
         run(project, "python", "-m", "presets.use", "addition")  # it holds rows out, and makes mistakes worth a look
         run(project, "dvc", "repro", "--quiet")
         run(project, "dvc", "add", "--quiet", "data/addition.csv")
@@ -53,7 +53,7 @@ def main() -> None:
         server = subprocess.Popen(
             [sys.executable, "-m", "stages.ui", "--port", str(PORT)],
             cwd=project,
-            env=environment(),
+            env=clean_environment(),
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,
@@ -72,34 +72,10 @@ def main() -> None:
             server.wait()
 
 
-def copy_project(project: Path) -> None:
-    """Copy every file that git knows into a repository of its own."""
-    listed = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
-        cwd=ROOT, capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    for name in listed.stdout.splitlines():
-        if (ROOT / name).is_file():
-            (project / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT / name, project / name)
-    run(project, "git", "init", "--quiet", "--initial-branch=main")
-    run(project, "git", "config", "user.name", "Student")
-    run(project, "git", "config", "user.email", "student@example.com")
-    run(project, "git", "add", "--all")
-    run(project, "git", "commit", "--quiet", "--message", "Start")
-
-
-def environment() -> dict[str, str]:
-    """Return a new user's environment, with this Python first in PATH."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("DVC_", "MLFLOW_"))}
-    kept["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{kept['PATH']}"
-    return kept | {"DVC_NO_ANALYTICS": "true"}
-
-
 def run(project: Path, *command: str) -> None:
     """Run a command of the docs."""
     print("$", *command, flush=True)
-    subprocess.run(command, cwd=project, env=environment(), check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(command, cwd=project, env=clean_environment(), check=True, stdout=subprocess.DEVNULL)
 
 
 def sweep(project: Path) -> None:
@@ -110,7 +86,7 @@ def sweep(project: Path) -> None:
     while waiting:
         time.sleep(2)
         status = subprocess.run(
-            ["dvc", "queue", "status"], cwd=project, env=environment(), capture_output=True, text=True, check=True
+            ["dvc", "queue", "status"], cwd=project, env=clean_environment(), capture_output=True, text=True, check=True
         )
         waiting = "Queued" in status.stdout or "Running" in status.stdout
     if "Failed" in status.stdout:

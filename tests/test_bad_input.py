@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import Project, clone
+from tests.project import Project, clone
 
 HEADER = "prompt,completion\n"
 CSV = "data/prompts.csv"

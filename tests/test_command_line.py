@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT, Project, clean_environment
+from tests.project import ROOT, Project, clean_environment
 
 MODULES = sorted(
     ".".join(path.relative_to(ROOT).with_suffix("").parts)

@@ -6,7 +6,7 @@ import sys
 import time
 from pathlib import Path
 
-from tests.conftest import clean_environment, clone
+from tests.project import clean_environment, clone
 
 WRITER = """
 import sys

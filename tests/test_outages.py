@@ -21,7 +21,7 @@ from stages.errors import UserError
 from stages.provenance import Provenance
 from stages.run_names import masked, tracking_uri
 from stages.tracking import Evaluation, TrainingRun
-from tests.conftest import clean_environment
+from tests.project import clean_environment
 
 DATASET = Path("data/dataset")
 PROVENANCE = Provenance(fingerprint="a" * 16, dependencies={"data/dataset": "d" * 32}, parameters={})

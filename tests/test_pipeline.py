@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import Project
+from tests.project import Project
 
 ALL = ["build_vocabulary", "build_dataset", "train", "evaluate"]
 DATASET_ON = ALL[1:]

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.kills import digests, end, kill_at_random, slow_toy, start, statuses
-from tests.conftest import Project
+from tests.project import Project
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.kills import digests
-from tests.conftest import ROOT, clean_environment, clone
+from tests.project import ROOT, clean_environment, clone
 
 SURROUNDINGS = [
     {"PYTHONHASHSEED": "1", "TZ": "Asia/Kathmandu", "LC_ALL": "C", "RAYON_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"},

@@ -17,7 +17,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from mlflow.entities.model_registry import ModelVersion
 
-from tests.conftest import Project, clean_environment
+from tests.project import Project, clean_environment
 
 SECONDS_TO_START = 120
 SECONDS_TO_SWEEP = 1200
