@@ -63,8 +63,8 @@ clean: ## Remove the virtual environment (data, models and runs stay).
 
 # The stamps say which lock is installed, so that a second call installs nothing.
 $(VENV)/bin/python:
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12")'
-	$(PYTHON) -m venv $(VENV)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12")'
+	@$(PYTHON) -m venv $(VENV)
 
 $(VENV)/installed: requirements.lock | $(VENV)/bin/python
 	@echo 'Installing requirements.lock into $(VENV): some minutes, once.'
