@@ -60,7 +60,7 @@ CONFUSIONS_FILE = Path("metrics/plots/confusions.csv")
 PICTURES_FOLDER = Path("metrics/pictures")
 REPORT_FILE = Path("metrics/report.html")
 
-# The pairs that are confused most often; the long tail says little.
+# As many as can be read in one matrix.
 CONFUSED_TOKENS = 16
 # Figures are rounded where the order in which floating-point numbers are added up begins to show.
 DECIMALS = 6
@@ -286,20 +286,19 @@ def accuracy_by_position(scores: Scores) -> list[tuple[int, float, int]]:
 
 
 def confusion_matrix(scores: Scores, labels: TokenLabels) -> list[Confusion]:
-    """Return how often which token was expected in place of which, for the tokens that were mistaken most.
+    """Return how often each token was predicted in place of each, among the tokens that were mistaken most.
 
     Where there are few of them, those that were scored most often keep them company.
     """
     by_interest = sorted(scores.pairs.items(), key=lambda item: (item[0][0] == item[0][1], -item[1], item[0]))
     shown: set[int] = set()
     for pair, _ in by_interest:
+        if len(shown) == CONFUSED_TOKENS:
+            break
         if len(shown.union(pair)) <= CONFUSED_TOKENS:
             shown.update(pair)
-    return [
-        (labels[truth], labels[prediction], count)
-        for (truth, prediction), count in sorted(scores.pairs.items())
-        if {truth, prediction} <= shown
-    ]
+    among_shown = [(pair, count) for pair, count in scores.pairs.items() if shown.issuperset(pair)]
+    return [(labels[truth], labels[prediction], count) for (truth, prediction), count in sorted(among_shown)]
 
 
 def look_inside(

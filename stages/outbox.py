@@ -192,12 +192,13 @@ class Sender:
         while not self._ended.wait(GATHER_SECONDS):
             self._outbox.touch()
             if self._failed_at + RETRY_SECONDS <= time.monotonic():
-                self._sent(self._outbox.send_points)
-        self._all_sent = self._sent(self._outbox.send_all_points)
+                self._try(self._outbox.send_points)
+        self._all_sent = self._try(self._outbox.send_all_points)
 
-    def _sent(self, points: Callable[[Send], int]) -> bool:
+    def _try(self, send_points: Callable[[Send], int]) -> bool:
+        """Tell whether points could be sent."""
         try:
-            points(self._send)
+            send_points(self._send)
         except Exception:  # noqa: BLE001 - whatever keeps it from sending, training goes on
             self._failed_at = time.monotonic()
             return False

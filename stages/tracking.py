@@ -64,8 +64,7 @@ class TrainingRun:
     """A running MLflow run. What cannot be sent is kept, and sent at the next start."""
 
     def __init__(self, client: MlflowClient, run: Run, outbox: Outbox) -> None:
-        self.id: str | None = run.info.run_id
-        self._run_id: str = run.info.run_id
+        self.id: str = run.info.run_id
         self.name: str = run.info.run_name
         self._client = client
         self._outbox = outbox
@@ -85,7 +84,7 @@ class TrainingRun:
         try:
             sent = self._sender.close()
             if sent:
-                _send(self._client, self._outbox, self._run_id)
+                _send(self._client, self._outbox, self.id)
         except Exception:  # noqa: BLE001 - nothing is lost
             sent = False
         if not sent:
