@@ -106,7 +106,16 @@ class ProgressBar(_Watch):
             self._progress.update(self._task, description=self.passes(), completed=self._step, figures=self.figures())
 
     def teardown(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
-        """Leave the bar as it stands, also where the training failed."""
+        """Leave the bar as it stands."""
+        self._stop()
+
+    def on_exception(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, exception: BaseException
+    ) -> None:
+        """Leave the bar as it stands: after an exception Lightning calls this instead, and what is said next needs a line."""
+        self._stop()
+
+    def _stop(self) -> None:
         if self._progress is not None:
             self._progress.stop()
             self._progress = None
