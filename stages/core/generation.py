@@ -24,7 +24,7 @@ from stages.core.transformer import (
     SwigluFeedForward,
     Transformer,
     fused_attention,
-    in_attention_dtype,
+    in_fused_dtype,
     rotate,
 )
 from stages.errors import UserError
@@ -178,7 +178,7 @@ class _BlockReader:
 
     def __call__(self, x: Tensor, rotation: Rotation | None, cache: KeyValueCache, reachable: Tensor | None) -> Tensor:
         batch, width = x.shape
-        together = in_attention_dtype(self._queries_keys_values(self._attention_norm(x)))
+        together = in_fused_dtype(self._queries_keys_values(self._attention_norm(x)))
         heads = together.view(batch, 1, -1, self._head_dim)  # [B, (N+2K)H] -> [B, 1, N+2K, H]
         queries, keys, values = heads.transpose(1, 2).split_with_sizes(self._heads, dim=1)  # [B, N or K, 1, H]
         if rotation is not None:

@@ -222,7 +222,11 @@ class KeyValueCache:
 # -------------------------------------------------------------------------------------------------------- attention
 
 
-def explicit_attention(queries: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+FEW_TOKENS = 512
+"""Up to so many tokens, explicit attention in bfloat16 is faster on a CPU than the fused operation in float32."""
+
+
+def explicit_attention(queries: Tensor, keys: Tensor, values: Tensor, dropout: float = 0.0) -> tuple[Tensor, Tensor]:
     """Attend step by step: softmax(Q K^T / sqrt(H)) V over the tokens up to each query's own.
 
     Vaswani et al. 2017, equation 1, with the mask of section 3.2.3; heads of keys and values are shared as in Ainslie
@@ -232,17 +236,20 @@ def explicit_attention(queries: Tensor, keys: Tensor, values: Tensor) -> tuple[T
         queries: [B, N, T, H].
         keys: [B, K, T, H].
         values: [B, K, T, H].
+        dropout: the share of attention weights to zero.
 
     Returns:
-        the context [B, N, T, H] and the attention weights [B, N, T, T]; a weight's row sums to 1.
+        the context [B, N, T, H] and the attention weights [B, N, T, T]; without dropout a weight's row sums to 1.
     """
     tokens = queries.shape[-2]
     shared_by = queries.shape[1] // keys.shape[1]
-    keys = keys.repeat_interleave(shared_by, dim=1)  # [B, K, T, H] -> [B, N, T, H]
-    values = values.repeat_interleave(shared_by, dim=1)  # [B, K, T, H] -> [B, N, T, H]
-    attention_scores = queries @ keys.transpose(-2, -1) / math.sqrt(queries.shape[-1])  # [B, N, T, T]
-    later = torch.ones(tokens, tokens, dtype=torch.bool, device=queries.device).triu(diagonal=1)
-    attention_weights = attention_scores.masked_fill(later, -math.inf).softmax(dim=-1)
+    if shared_by > 1:
+        keys = keys.repeat_interleave(shared_by, dim=1)  # [B, K, T, H] -> [B, N, T, H]
+        values = values.repeat_interleave(shared_by, dim=1)  # [B, K, T, H] -> [B, N, T, H]
+    attention_scores = queries / math.sqrt(queries.shape[-1]) @ keys.transpose(-2, -1)  # [B, N, T, T]
+    # Added, where filling a mask would cost another pass over the gradients.
+    later = queries.new_full((tokens, tokens), -math.inf).triu(diagonal=1)
+    attention_weights = functional.dropout((attention_scores + later).softmax(dim=-1), dropout)
     return attention_weights @ values, attention_weights
 
 
@@ -275,13 +282,18 @@ def fused_attention(
         )
 
 
-def in_attention_dtype(together: Tensor) -> Tensor:
-    """Return queries, keys and values, still one tensor, in the dtype in which attention is fast.
+def fused_is_slow(like: Tensor) -> bool:
+    """Tell whether the fused operation is slow for such numbers: in bfloat16 its backward pass on a CPU is."""
+    return like.device.type == "cpu" and like.dtype == torch.bfloat16
 
-    On CPU the fused operation's backward pass is several times slower in bfloat16 than in float32. Casting before the
-    heads are taken apart makes one copy, where casting queries, keys and values by themselves makes three.
+
+def in_fused_dtype(together: Tensor) -> Tensor:
+    """Return queries, keys and values, still one tensor, in the dtype in which the fused operation is fast.
+
+    Casting before the heads are taken apart makes one copy, where casting queries, keys and values by themselves makes
+    three.
     """
-    return together.float() if together.device.type == "cpu" and together.dtype == torch.bfloat16 else together
+    return together.float() if fused_is_slow(together) else together
 
 
 class Attention(nn.Module):
@@ -316,7 +328,10 @@ class Attention(nn.Module):
             weights: if given, attention is explicit and its weights, [B, N, T, T], are appended here.
         """
         batch, tokens, _ = x.shape
-        together = in_attention_dtype(self.queries_keys_values(x))  # [B, T, (N+2K)H]
+        together = self.queries_keys_values(x)  # [B, T, (N+2K)H]
+        explicit_is_faster = cached is None and tokens <= FEW_TOKENS and fused_is_slow(together)
+        if not explicit_is_faster:
+            together = in_fused_dtype(together)
         heads = together.view(batch, tokens, -1, self.head_dim)  # [B, T, (N+2K)H] -> [B, T, N+2K, H]
         turning, values = heads.split_with_sizes((self.n_heads + self.n_kv_heads, self.n_kv_heads), dim=2)
         if rotation is not None:
@@ -329,11 +344,13 @@ class Attention(nn.Module):
         if cached is not None:
             cache, layer, reachable = cached
             keys, values = (stored.type_as(queries) for stored in cache.extend(layer, keys, values))  # [B, K, S, H]
-        if weights is None:
-            context = fused_attention(queries, keys, values, reachable, self.dropout if self.training else 0.0)
+        dropout = self.dropout if self.training else 0.0
+        if explicit_is_faster or weights is not None:
+            context, attention_weights = explicit_attention(queries, keys, values, dropout)
+            if weights is not None:
+                weights.append(attention_weights)
         else:
-            context, attention_weights = explicit_attention(queries, keys, values)
-            weights.append(attention_weights)
+            context = fused_attention(queries, keys, values, reachable, dropout)
         context = context.transpose(1, 2).reshape(batch, tokens, -1).type_as(x)  # -> [B, T, N, H] -> [B, T, D]
         return context if self.projection is None else self.projection(context)
 

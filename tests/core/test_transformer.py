@@ -11,6 +11,8 @@ from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from stages.core.transformer import (
+    FEW_TOKENS,
+    Attention,
     KeyValueCache,
     Transformer,
     TransformerConfig,
@@ -137,6 +139,36 @@ def test_fused_attention_equals_explicit_with_gradients(n_kv_heads: int) -> None
         torch.autograd.grad(fused, (queries, keys, values), toward),
         torch.autograd.grad(context, (queries, keys, values), toward),
     )
+
+
+@pytest.mark.parametrize("tokens", [9, FEW_TOKENS, FEW_TOKENS + 1])
+@pytest.mark.parametrize("n_kv_heads", [4, 2])
+def test_attention_in_bfloat16_equals_float32_with_gradients(n_kv_heads: int, tokens: int) -> None:
+    values = LLAMA | {"d_model": 64, "n_kv_heads": n_kv_heads, "context_length": tokens}
+    attention = Attention(TransformerConfig.model_validate(values))
+    cosine, sine = rotary_positions(tokens, 16)
+    x, toward = torch.randn(2, 2, tokens, 64)
+    inputs = [x.requires_grad_(), *attention.parameters()]
+    exact = attention(x, (cosine, sine))
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = attention(x, (cosine, sine))
+    pairs = zip(
+        [exact, *torch.autograd.grad(exact, inputs, toward)],
+        [mixed, *torch.autograd.grad(mixed, inputs, toward.bfloat16())],
+        strict=True,
+    )
+    for expected, found in pairs:
+        assert (found - expected).norm() < 0.015 * expected.norm()  # bfloat16 has 8 bits, 0.4%
+
+
+def test_dropout_of_explicit_attention_zeroes_its_share_of_the_weights() -> None:
+    queries, keys, values = torch.randn(3, 8, 2, 30, 6)
+    context, weights = explicit_attention(queries, keys, values, dropout=0.25)
+    _, all_weights = explicit_attention(queries, keys, values)
+    kept = weights != 0
+    torch.testing.assert_close(weights[kept], all_weights[kept] / 0.75)
+    assert kept.sum() / (all_weights != 0).sum() == pytest.approx(0.75, abs=0.03)
+    torch.testing.assert_close(context, weights @ values)
 
 
 def test_attention_weights_of_every_layer() -> None:
@@ -279,7 +311,7 @@ def test_bfloat16_autocast_is_close_to_float32() -> None:
         assert all(gradient.isfinite().all() for gradient in gradients)
 
 
-def test_bfloat16_weights_attend_in_float32_on_cpu() -> None:
+def test_bfloat16_weights_give_the_logits_of_float32_also_with_a_cache() -> None:
     for values in (GPT2, LLAMA):
         model = make(values | {"d_model": 64, "n_kv_heads": 2})
         ids = some_ids(model)
