@@ -1,5 +1,7 @@
 """Where to compute: the `runtime` section of params.yaml, which no DVC stage depends on."""
 
+import ctypes
+import sys
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -7,6 +9,10 @@ from pydantic import Field
 from stages.core.parameter_model import ParameterModel
 
 Count = Annotated[int, Field(ge=1)]
+
+# Parameters of glibc's mallopt(3).
+_TRIM_THRESHOLD = -1
+_MMAP_MAX = -4
 
 
 class RuntimeParameters(ParameterModel):
@@ -49,3 +55,17 @@ class RuntimeParameters(ParameterModel):
             found = torch.accelerator.current_accelerator(check_available=True)
             return "cpu" if found is None else found.type
         return self.accelerator
+
+
+def keep_freed_memory() -> None:
+    """Keep the memory that a training step frees for the next step; only Linux with glibc can be told so.
+
+    Otherwise glibc gives large blocks back to the system at every step, and asking for them again costs a page fault
+    for every 4 KiB: up to a fifth of a small model's step. The most memory that is taken stays the same.
+    """
+    if sys.platform != "linux":
+        return
+    library = ctypes.CDLL(None)
+    if hasattr(library, "mallopt"):
+        library.mallopt(_MMAP_MAX, 0)
+        library.mallopt(_TRIM_THRESHOLD, -1)

@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import EarlyStopping
 from stages.core.examples import Examples
 from stages.core.transformer import Transformer
 from stages.errors import UserError
-from stages.runtime import RuntimeParameters
+from stages.runtime import RuntimeParameters, keep_freed_memory
 from stages.training.data_module import TokenDataModule, plan_training
 from stages.training.history import BestWeights, Curves, Log, TrainingHistory
 from stages.training.lightning_module import LanguageModel
@@ -67,6 +67,7 @@ def fit(
     """
     _quieten()
     runtime.limit_threads()
+    keep_freed_memory()
     machine = _machine(runtime, parameters)
     plan = plan_training(training.per_pass(), parameters, runtime.micro_batch_size, _world_size(machine))
     history = TrainingHistory(plan, log)

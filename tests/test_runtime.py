@@ -1,0 +1,48 @@
+"""What the settings of the machine do to the process."""
+
+import ctypes
+import resource
+import subprocess
+import sys
+
+import pytest
+
+from stages.runtime import keep_freed_memory
+
+MEGABYTE = 1024**2
+ALLOCATIONS = f"""
+import resource, sys
+import torch
+from stages.runtime import keep_freed_memory
+if sys.argv[1] == "keep":
+    keep_freed_memory()
+def page_faults():
+    for size in (1, 8, 64):
+        torch.ones(size * {MEGABYTE}, dtype=torch.uint8)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+first = page_faults()
+for _ in range(50):
+    last = page_faults()
+print((last - first) / 50)
+"""
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux" or not hasattr(ctypes.CDLL(None), "mallopt"), reason="needs glibc, whose memory it is about"
+)
+def test_freed_memory_is_kept_for_the_next_step() -> None:
+    faults = {
+        what: float(subprocess.run([sys.executable, "-c", ALLOCATIONS, what], capture_output=True, check=True).stdout)
+        for what in ("keep", "leave")
+    }
+    pages = 64 * MEGABYTE / resource.getpagesize()
+    assert faults["leave"] > pages / 2  # the test would notice
+    assert faults["keep"] < pages / 10
+
+
+def test_a_system_without_glibc_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ctypes, "CDLL", lambda _: object())
+    keep_freed_memory()
+    monkeypatch.setattr(sys, "platform", "win32")
+    monkeypatch.setattr(ctypes, "CDLL", None)
+    keep_freed_memory()
