@@ -2,11 +2,13 @@
 
 import csv
 import tempfile
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from benchmarks.measuring import options, take_turns, write_table
+from benchmarks.measuring import options, seconds_of, take_turns, write_table
 from benchmarks.preparation import write_csv
 from stages.core.vocabulary import VocabularyParameters, build_vocabulary
 
@@ -25,16 +27,13 @@ def main() -> None:
     parameters = VocabularyParameters(tokenizer="bpe", size=SIZE, unknown_token=False)
     vocabulary = build_vocabulary(parameters, [texts])
     theirs = Tokenizer.from_str(vocabulary.tokenizer.to_str())
-    timings = take_turns(
-        {
-            "training": lambda: build_vocabulary(parameters, [texts]),
-            "encoding, this project": lambda: vocabulary.encode_batch(texts),
-            "encoding, tokenizers' `encode_batch`": lambda: theirs.encode_batch(texts),
-            "encoding, tokenizers' `encode`, text by text": lambda: [theirs.encode(text) for text in texts],
-        },
-        given.rounds,
-        threads=2,
-    )
+    calls: dict[str, Callable[[], object]] = {
+        "training": lambda: build_vocabulary(parameters, [texts]),
+        "encoding, this project": lambda: vocabulary.encode_batch(texts),
+        "encoding, tokenizers' `encode_batch`": lambda: theirs.encode_batch(texts),
+        "encoding, tokenizers' `encode`, text by text": lambda: [theirs.encode(text) for text in texts],
+    }
+    timings = take_turns({what: partial(seconds_of, call, 2) for what, call in calls.items()}, given.rounds)
     megabytes = sum(len(text.encode()) for text in texts) / 1e6
     rows = [[what, f"{megabytes / timing.median:.2f}"] for what, timing in timings.items()]
     caption = f"{len(texts):,} texts, {megabytes:.1f} MB, {vocabulary.size:,} tokens; {given.rounds} rounds"

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.measuring import options, take_turns, write_table
+from benchmarks.measuring import options, seconds_of, take_turns, write_table
 from benchmarks.peers import SMALL, of_nanogpt, of_transformers, ours
 from stages.core.generation import generate
 
@@ -29,7 +29,8 @@ def main() -> None:
         }
         if given.nanogpt and batch == 1:
             peers["nanoGPT"] = partial(of_nanogpt(SHAPE).eval().generate, prompts, NEW_TOKENS)
-        timings = take_turns(peers, given.rounds, threads=given.threads)
+        turns = {who: partial(seconds_of, peer, given.threads) for who, peer in peers.items()}
+        timings = take_turns(turns, given.rounds)
         first = timings["this project"].median
         rows += [
             [str(batch), who, timing.rate(batch * NEW_TOKENS), f"{timing.median / first:.2f}"]

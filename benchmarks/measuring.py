@@ -1,12 +1,14 @@
-"""How every benchmark measures: peers take turns in one process, medians with their spread, tables in docs/performance.md."""
+"""How every benchmark measures: peers take turns, medians with their spread, tables in docs/performance.md."""
 
 import argparse
 import gc
+import multiprocessing
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import torch
@@ -59,22 +61,61 @@ def clock_for(threads: int, device: str) -> Callable[[], float]:
     return time.process_time if threads == 1 and device == "cpu" else time.perf_counter
 
 
-def take_turns(
-    peers: dict[str, Callable[[], object]], rounds: int, *, threads: int, calls: int = 1, device: str = "cpu"
-) -> dict[str, Timing]:
-    """Time each peer in every round, after one round that does not count."""
+def seconds_of(call: Callable[[], object], threads: int, calls: int = 1, device: str = "cpu") -> float:
+    """Return the seconds that one of several calls takes."""
     clock = clock_for(threads, device)
+    gc.collect()
+    start = clock()
+    for _ in range(calls):
+        call()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return (clock() - start) / calls
+
+
+class Training:
+    """A training in a process of its own, as its users run it, that does some steps when it is told to."""
+
+    def __init__(self, begin: Callable[[], Callable[[], object]], threads: int, device: str = "cpu") -> None:
+        """Begin it, and do two steps; ``begin`` returns what does a step."""
+        processes = multiprocessing.get_context("spawn")
+        self._connection, theirs = processes.Pipe()
+        self._process = processes.Process(target=_do_steps, args=(theirs, begin, threads, device), daemon=True)
+        self._process.start()
+        self.peak_bytes: int = self._connection.recv()
+        """The bytes that it takes at most on a GPU."""
+
+    def seconds(self, steps: int) -> float:
+        """Do some steps, and return the seconds of one."""
+        self._connection.send(steps)
+        seconds: float = self._connection.recv()
+        return seconds
+
+    def end(self) -> None:
+        """End it, and give its memory back."""
+        self._connection.send(0)
+        self._process.join()
+
+
+def _do_steps(connection: Connection, begin: Callable[[], Callable[[], object]], threads: int, device: str) -> None:
+    torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    step = begin()
+    step()
+    step()
+    connection.send(torch.cuda.max_memory_allocated() if device == "cuda" else 0)
+    while steps := connection.recv():
+        connection.send(seconds_of(step, threads, steps, device))
+
+
+def take_turns(peers: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, Timing]:
+    """Let each peer return its seconds in every round, after one round that does not count."""
     seconds: dict[str, list[float]] = {name: [] for name in peers}
     for turn in range(rounds + 1):
-        for name, call in peers.items():
-            gc.collect()
-            start = clock()
-            for _ in range(calls):
-                call()
-            if device == "cuda":
-                torch.cuda.synchronize()
+        for name, peer in peers.items():
+            took = peer()
             if turn:
-                seconds[name].append((clock() - start) / calls)
+                seconds[name].append(took)
     return {name: summarise(values) for name, values in seconds.items()}
 
 

@@ -1,13 +1,14 @@
 """Tokens a second in training: this project beside nanoGPT, transformers and litgpt, the peers taking turns.
 
 On a CPU the small and the baby shape, where the peers train in float32 and are not compiled; where there is a GPU, GPT-2 with
-124M parameters on it, all compiled and in bfloat16. Needs torch and lightning; transformers and litgpt are measured where they
-are installed.
+124M parameters on it, all compiled and in bfloat16. Each trains in a process of its own. Needs torch and lightning;
+transformers and litgpt are measured where they are installed.
 """
 
 import importlib.util
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,20 +16,23 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from benchmarks.measuring import Options, options, peak_flops, take_turns, write_table
+from benchmarks.measuring import Options, Training, options, peak_flops, take_turns, write_table
 from benchmarks.peers import BABY, GPT2, SMALL, Shape, of_litgpt, of_nanogpt, of_transformers, ours, random_tokens
 from stages.core.loss import summed_loss
 from stages.parameters import read_section
+from stages.runtime import keep_freed_memory
 from stages.training.optimization import TrainParameters, build_optimizer
 
 Step = Callable[[], object]
+Begin = Callable[[], Step]
 LossOf = Callable[[Any, torch.Tensor, torch.Tensor], torch.Tensor]
 PARAMETERS = Path(__file__).parents[1] / "presets/gpt2.yaml"
 BETAS = (0.9, 0.99)
 
 
-def our_step(shape: Shape, device: str, *, bfloat16: bool, compiled: bool = False) -> Step:
+def begin_ours(shape: Shape, device: str, *, bfloat16: bool, compiled: bool) -> Step:
     """Return a step of a bare loop over this project's model, loss, optimiser and data path."""
+    keep_freed_memory()
     network = ours(shape).to(device)
     optimizer = build_optimizer(network, read_section("train", TrainParameters, PARAMETERS))
     tokens, offsets = random_tokens(shape), torch.arange(shape.context_length + 1)
@@ -51,17 +55,11 @@ def our_step(shape: Shape, device: str, *, bfloat16: bool, compiled: bool = Fals
     return step
 
 
-def their_step(
-    shape: Shape,
-    device: str,
-    model: Any,
-    loss_of: LossOf,
-    *,
-    bfloat16: bool,
-    compiled: bool,
+def begin_theirs(
+    build: Callable[[Shape], Any], loss_of: LossOf, shape: Shape, device: str, *, bfloat16: bool, compiled: bool
 ) -> Step:
     """Return a step as nanoGPT's train.py does it: rows cut one by one, the loss read at every step."""
-    model.to(device).train()
+    model = build(shape).to(device).train()
     optimizer: torch.optim.Optimizer
     if hasattr(model, "configure_optimizers"):
         optimizer = model.configure_optimizers(0.1, 1e-3, BETAS, device)
@@ -92,48 +90,52 @@ def send(batch: torch.Tensor, device: str) -> torch.Tensor:
     return batch.pin_memory().to(device, non_blocking=True) if device == "cuda" else batch.contiguous()
 
 
-def peers_of(
-    shape: Shape, device: str, given: Options, *, bfloat16: bool, compiled: bool
-) -> dict[str, Callable[[], Step]]:
-    """Return how each of the other projects that are here begins its training."""
-
-    def loss_from_logits(model: Any, input_ids: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        logits = model(input_ids)
-        logits = getattr(logits, "logits", logits)  # transformers wraps them
-        return functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
-
-    def loss_of_nanogpt(model: Any, input_ids: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        loss: torch.Tensor = model(input_ids, targets)[1]
-        return loss
-
-    def begin(build: Callable[[Shape], Any], loss_of: LossOf = loss_from_logits) -> Step:
-        return their_step(shape, device, build(shape), loss_of, bfloat16=bfloat16, compiled=compiled)
-
-    peers: dict[str, Callable[[], Step]] = {}
-    if given.nanogpt:
-        peers["nanoGPT"] = lambda: begin(of_nanogpt, loss_of_nanogpt)
-    if importlib.util.find_spec("transformers"):
-        peers["transformers GPT-2"] = lambda: begin(of_transformers)
-    if importlib.util.find_spec("litgpt"):
-        peers["litgpt"] = lambda: begin(of_litgpt)
-    return peers
+def loss_from_logits(model: Any, input_ids: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Return the loss of a model that returns logits."""
+    logits = model(input_ids)
+    logits = getattr(logits, "logits", logits)  # transformers wraps them
+    return functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
 
 
-def measure(name: str, shape: Shape, given: Options, calls: int, device: str = "cpu") -> None:
+def loss_of_nanogpt(model: Any, input_ids: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Return the loss that nanoGPT's model computes itself."""
+    loss: torch.Tensor = model(input_ids, targets)[1]
+    return loss
+
+
+def beginnings(shape: Shape, device: str, given: Options) -> tuple[dict[str, Begin], dict[str, Begin]]:
+    """Return how this project's trainings begin, and how those of the other projects that are here do."""
+    on_gpu = device == "cuda"
+    ours_in = partial(partial, begin_ours, shape, device)
+    mine: dict[str, Begin] = {}
+    if not on_gpu:
+        mine["this project, 32-true"] = ours_in(bfloat16=False, compiled=False)
+        mine["this project, 32-true, compiled"] = ours_in(bfloat16=False, compiled=True)
+    mine["this project, bf16-mixed"] = ours_in(bfloat16=True, compiled=on_gpu)
+    peers = {
+        "nanoGPT": (given.nanogpt, of_nanogpt, loss_of_nanogpt),
+        "transformers GPT-2": (importlib.util.find_spec("transformers"), of_transformers, loss_from_logits),
+        "litgpt": (importlib.util.find_spec("litgpt"), of_litgpt, loss_from_logits),
+    }
+    theirs: dict[str, Begin] = {
+        who: partial(begin_theirs, build, loss_of, shape, device, bfloat16=on_gpu, compiled=on_gpu)
+        for who, (is_here, build, loss_of) in peers.items()
+        if is_here
+    }
+    return mine, theirs
+
+
+def measure(name: str, shape: Shape, given: Options, steps: int, device: str = "cpu") -> None:
     """Measure one shape: on a CPU in float32 and bfloat16, on a GPU in bfloat16 and compiled."""
     on_gpu = device == "cuda"
-    beginnings: dict[str, Callable[[], Step]] = {}
-    if not on_gpu:
-        beginnings["this project, 32-true"] = lambda: our_step(shape, device, bfloat16=False)
-        beginnings["this project, 32-true, compiled"] = lambda: our_step(shape, device, bfloat16=False, compiled=True)
-    beginnings["this project, bf16-mixed"] = lambda: our_step(shape, device, bfloat16=True, compiled=on_gpu)
-    peers = peers_of(shape, device, given, bfloat16=on_gpu, compiled=on_gpu)
-    steps, memory = {}, {}
-    for who, begin in (beginnings | peers).items():
-        steps[who], memory[who] = begin_alone(begin, device)
-    timings = take_turns(steps, given.rounds, threads=given.threads, calls=calls, device=device)
+    mine, theirs = beginnings(shape, device, given)
+    trainings = {who: Training(begin, given.threads, device) for who, begin in (mine | theirs).items()}
+    turns = {who: partial(training.seconds, steps) for who, training in trainings.items()}
+    timings = take_turns(turns, given.rounds)
+    for training in trainings.values():
+        training.end()
     peaks = {dtype: peak_flops(dtype, given.threads, device) for dtype in (torch.float32, torch.bfloat16)}
-    compared = next(iter(peers or beginnings))
+    compared = next(iter(theirs or mine))
     rows = []
     for who, timing in timings.items():
         peak = peaks[torch.bfloat16 if on_gpu or "bf16" in who else torch.float32]
@@ -144,7 +146,7 @@ def measure(name: str, shape: Shape, given: Options, calls: int, device: str = "
                 timing.rate(shape.batch_size * shape.context_length),
                 f"{timings[compared].median / timing.median:.2f}",
                 f"{shape.flops() / timing.median / peak:.0%}",
-                *([f"{memory[who] / 1e9:.1f}"] if on_gpu else []),
+                *([f"{trainings[who].peak_bytes / 1e9:.1f}"] if on_gpu else []),
             ]
         )
     where = torch.cuda.get_device_name() if on_gpu else f"{given.threads} thread(s)"
@@ -157,27 +159,13 @@ def measure(name: str, shape: Shape, given: Options, calls: int, device: str = "
     write_table(f"training {name}", caption, [*columns, *(["peak memory, GB"] if on_gpu else [])], rows)
 
 
-def begin_alone(begin: Callable[[], Step], device: str) -> tuple[Step, int]:
-    """Begin a training and do two steps; return the step, and the bytes that the training takes at most on a GPU."""
-    if device != "cuda":
-        return begin(), 0
-    before = torch.cuda.memory_allocated()
-    torch.cuda.reset_peak_memory_stats()
-    step = begin()
-    step()
-    step()
-    return step, torch.cuda.max_memory_allocated() - before
-
-
 def main() -> None:
     """Measure every shape that the machine can carry."""
     given = options(__doc__)
-    torch.manual_seed(0)
-    measure("small", SMALL, replace(given, rounds=3 * given.rounds), calls=5)
-    measure("baby", BABY, given, calls=1)
+    measure("small", SMALL, replace(given, rounds=3 * given.rounds), steps=5)
+    measure("baby", BABY, given, steps=1)
     if torch.cuda.is_available():
-        torch.set_float32_matmul_precision("high")
-        measure("124M", GPT2, given, calls=10, device="cuda")
+        measure("124M", GPT2, given, steps=10, device="cuda")
 
 
 if __name__ == "__main__":

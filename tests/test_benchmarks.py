@@ -30,7 +30,7 @@ def page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"))],
 )
 def test_training_is_measured_beside_the_peers_that_are_here(page: Path, device: str) -> None:
-    measure_training("tiny", TINY, Options(threads=1, rounds=2, nanogpt=None), calls=1, device=device)
+    measure_training("tiny", TINY, Options(threads=1, rounds=2, nanogpt=None), steps=1, device=device)
     before, _, *table, end, after = page.read_text(encoding="utf-8").splitlines()
     assert (before, end, after) == ("before", "<!-- end of training tiny -->", "after")
     rows = {line.split("|")[1].strip(): line for line in table if line.startswith("| ")}
