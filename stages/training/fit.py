@@ -1,7 +1,9 @@
 """One training, from a network with random weights to the one that is kept. Needs neither DVC nor MLflow."""
 
 import logging
+import sys
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,6 +70,8 @@ def fit(
     _quieten()
     runtime.limit_threads()
     keep_freed_memory()
+    # On a GPU, whose operations are to be deterministic, torch would write each new tensor once before it is computed.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # torch makes it at run time
     machine = _machine(runtime, parameters)
     plan = plan_training(training.per_pass(), parameters, runtime.micro_batch_size, _world_size(machine))
     history = TrainingHistory(plan, log)
@@ -94,6 +98,9 @@ def fit(
         val_check_interval=min(parameters.validate_every or plan.steps_per_pass, plan.steps) * plan.micro_batches,
     )
     LOG.info("training on %s, with %d threads: %s", trainer.strategy.root_device, torch.get_num_threads(), plan)
+    told = not quiet and trainer.is_global_zero
+    if told and trainer.strategy.root_device.type == "cpu" and parameters.precision.startswith("bf16"):
+        _tell_where_bfloat16_is_slow(parameters.precision)
     data = TokenDataModule(training, validation, plan, runtime.loader_workers)
     module = LanguageModel(network, parameters, plan)
     newest = checkpoints.newest() if checkpoints is not None else None
@@ -148,6 +155,17 @@ def _world_size(machine: dict[str, Any]) -> int:
             f"params.yaml: this machine cannot train with {asked}: a CPU has bf16-mixed instead of 16-mixed"
         )
     return trainer.world_size
+
+
+def _tell_where_bfloat16_is_slow(precision: str) -> None:
+    """Say so where this CPU has to imitate bfloat16; torch tells what an x86 processor can do."""
+    can: Mapping[str, Any] = torch.cpu.get_capabilities()
+    if can.get("architecture") == "x86_64" and not (can["avx512_bf16"] or can["amx_bf16"]):
+        print(
+            f"params.yaml: train.precision: {precision} is slow on this CPU, which has no instructions for bfloat16; "
+            "32-true is faster",
+            file=sys.stderr,
+        )
 
 
 def _quieten() -> None:

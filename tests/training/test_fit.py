@@ -103,6 +103,17 @@ def test_bf16_learns_like_fp32() -> None:
     assert exact.curves.train_loss[-1][1] < exact.curves.train_loss[0][1] / 2
 
 
+@pytest.mark.parametrize("imitated", [True, False])
+def test_bfloat16_that_a_cpu_imitates_is_told(
+    imitated: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    can = {"architecture": "x86_64", "avx512_bf16": not imitated, "amx_bf16": False}
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: can)
+    for precision in ("32-true", "bf16-mixed"):
+        train(network(), max_steps=1, precision=precision)
+    assert capsys.readouterr().err.count("train.precision: bf16-mixed is slow on this CPU") == imitated
+
+
 def test_a_precision_that_the_device_lacks_is_told_in_one_line() -> None:
     with pytest.raises(UserError, match="16-mixed"):
         train(network(), precision="16-mixed")
