@@ -12,7 +12,7 @@ import os
 import re
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import chain, islice
 from typing import Literal, Self
 
@@ -41,6 +41,7 @@ _ONLY_PYTHON_SPACES = "\x1c\x1d\x1e\x1f"
 _WORD = re.compile(rf"(?:\S|[{_ONLY_PYTHON_SPACES}])+")
 # How GPT-2, and so the tokenizers library's ByteLevel, cuts text before merging bytes.
 _GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
+_AFTER_TEXT = "\uffff"  # Unicode promises never to make it a character
 _CORES = os.cpu_count() or 1
 _SHARES_PER_CORE = 4  # of a batch's texts, since texts differ in length
 _NEAREST = 3
@@ -198,24 +199,36 @@ class Vocabulary:
         return self._code_point_ids[code_points], np.fromiter(map(len, texts), dtype=np.int64, count=len(texts))
 
     def _encode_bytes(self, texts: Sequence[str]) -> tuple[TokenIds, npt.NDArray[np.int64]]:
-        def encode_some(some: Sequence[str]) -> list[npt.NDArray[np.uint32]]:
-            # No special tokens: a text that says <EOS> is encoded as its characters.
-            return [merges.encode_to_numpy(text, allowed_special=set(), disallowed_special=()) for text in some]
-
-        merges = self._merges
-        if len(texts) == 1:
-            encoded = encode_some(texts)
+        size = -(-len(texts) // (_SHARES_PER_CORE * _CORES)) or 1
+        shares = [texts[start : start + size] for start in range(0, len(texts), size)]
+        encode = partial(self._encode_share, self._merges)
+        if len(shares) == 1:
+            encoded = [encode(texts)]
         else:
-            size = -(-len(texts) // (_SHARES_PER_CORE * _CORES)) or 1
-            shares = [texts[start : start + size] for start in range(0, len(texts), size)]
             with ThreadPoolExecutor(_CORES) as pool:
-                encoded = list(chain.from_iterable(pool.map(encode_some, shares)))
-        counts = np.fromiter(map(len, encoded), dtype=np.int64, count=len(encoded))
-        return np.concatenate([np.empty(0, np.uint32), *encoded]).astype(np.int32), counts
+                encoded = list(pool.map(encode, shares))
+        token_ids, counts = zip(*encoded, strict=True) if encoded else ((), ())
+        return (
+            np.concatenate([np.empty(0, np.uint32), *token_ids]).astype(np.int32),
+            np.concatenate([np.empty(0, np.int64), *counts]),
+        )
+
+    def _encode_share(
+        self, merges: tiktoken.Encoding, texts: Sequence[str]
+    ) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.int64]]:
+        """Encode texts in one call, joined by what none of them holds: a call takes longer than a short text."""
+        joined = "".join(text + _AFTER_TEXT for text in texts)
+        if joined.count(_AFTER_TEXT) > len(texts):
+            # Without special tokens, what a text holds is encoded as its characters.
+            alone = [merges.encode_to_numpy(text, allowed_special=set(), disallowed_special=()) for text in texts]
+            return np.concatenate(alone), np.fromiter(map(len, alone), dtype=np.int64, count=len(alone))
+        token_ids = merges.encode_to_numpy(joined, allowed_special={_AFTER_TEXT}, disallowed_special=())
+        ends = np.flatnonzero(token_ids == self.size)
+        return np.delete(token_ids, ends), np.diff(ends, prepend=-1) - 1
 
     @cached_property
     def _merges(self) -> tiktoken.Encoding:
-        """The byte pair encoding in tiktoken, which gives the same token_ids in a third of the time.
+        """The byte pair encoding in tiktoken, which gives the same token_ids in a fraction of the time.
 
         tiktoken merges the pair whose joint token has the lowest id, the tokenizers library the pair whose merge was
         learned first. These agree because ids are in the order of the merges, and because training never learns two
@@ -226,7 +239,9 @@ class Vocabulary:
             bytes(byte_of[character] for character in token): token_id
             for token, token_id in self._text_token_ids.items()
         }
-        return tiktoken.Encoding("vocabulary", pat_str=_GPT2_PATTERN, mergeable_ranks=ranks, special_tokens={})
+        return tiktoken.Encoding(
+            "vocabulary", pat_str=_GPT2_PATTERN, mergeable_ranks=ranks, special_tokens={_AFTER_TEXT: self.size}
+        )
 
     def _only_match_in_another_case(self, word: str) -> str:
         matches = self._words_without_case.get(word.casefold(), [])

@@ -72,6 +72,14 @@ def test_bpe_encodes_as_the_tokenizers_library_does_whatever_it_learned(texts: l
         assert vocabulary.encode(one) == vocabulary.tokenizer.encode(one).ids
 
 
+@given(st.lists(st.text("ab \n'\uffff", max_size=6)))
+def test_a_batch_of_bpe_knows_where_each_text_ends_whatever_it_holds(texts: list[str]) -> None:
+    token_ids, counts = BPE.encode_batch(texts)
+    expected = [BPE.tokenizer.encode(text).ids for text in texts]
+    assert counts.tolist() == list(map(len, expected))
+    assert token_ids.tolist() == [token_id for ids in expected for token_id in ids]
+
+
 @given(st.lists(st.one_of(TEXT, ODD_TEXT)))
 def test_words_are_the_tokenizers_librarys(texts: list[str]) -> None:
     texts = [text.replace(EOS, "") for text in texts]
