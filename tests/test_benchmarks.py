@@ -34,7 +34,7 @@ def test_training_is_measured_beside_the_peers_that_are_here(page: Path, device:
     before, _, *table, end, after = page.read_text(encoding="utf-8").splitlines()
     assert (before, end, after) == ("before", "<!-- end of training tiny -->", "after")
     rows = {line.split("|")[1].strip(): line for line in table if line.startswith("| ")}
-    assert {"this project, bf16-mixed", "transformers GPT-2"} <= set(rows)
+    assert {"this project, bf16-mixed, compiled", "transformers GPT-2"} <= set(rows)
     assert rows["transformers GPT-2"].split("|")[4].strip() == "1.00"
 
 
