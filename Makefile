@@ -37,6 +37,7 @@ compare: $(VENV)/installed ## Compare all experiments in the terminal: figures, 
 
 bench: $(VENV)/installed-dev ## Measure speed beside other projects, into docs/performance.md (NANOGPT=path, THREADS=1).
 	$(BIN)/python -m benchmarks.training $(BENCH)
+	$(BIN)/python -m benchmarks.attention $(THREADS_OPTION)
 	$(BIN)/python -m benchmarks.loss $(THREADS_OPTION)
 	$(BIN)/python -m benchmarks.generation $(BENCH)
 	$(BIN)/python -m benchmarks.overhead $(THREADS_OPTION) --rounds 24

@@ -82,6 +82,7 @@ class Training:
         self._connection, theirs = processes.Pipe()
         self._process = processes.Process(target=_do_steps, args=(theirs, begin, threads, device), daemon=True)
         self._process.start()
+        theirs.close()  # so that a training that cannot begin ends the wait for it
         self.peak_bytes: int = self._connection.recv()
         """The bytes that it takes at most on a GPU."""
 
@@ -105,7 +106,11 @@ def _do_steps(connection: Connection, begin: Callable[[], Callable[[], object]],
     step()
     connection.send(torch.cuda.max_memory_allocated() if device == "cuda" else 0)
     while steps := connection.recv():
+        if device == "cuda":
+            step()  # takes the memory again
         connection.send(seconds_of(step, threads, steps, device))
+        if device == "cuda":
+            torch.cuda.empty_cache()  # for the others
 
 
 def take_turns(peers: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, Timing]:

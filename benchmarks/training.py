@@ -106,11 +106,11 @@ def loss_of_nanogpt(model: Any, input_ids: torch.Tensor, targets: torch.Tensor) 
 def beginnings(shape: Shape, device: str, given: Options) -> tuple[dict[str, Begin], dict[str, Begin]]:
     """Return how this project's trainings begin, and how those of the other projects that are here do."""
     on_gpu = device == "cuda"
-    ours_in = partial(partial, begin_ours, shape, device)
-    mine: dict[str, Begin] = {"this project, bf16-mixed, compiled": ours_in(bfloat16=True, compiled=True)}
+    begin = partial(begin_ours, shape, device)
+    mine: dict[str, Begin] = {"this project, bf16-mixed, compiled": partial(begin, bfloat16=True, compiled=True)}
     if not on_gpu:
-        mine["this project, bf16-mixed"] = ours_in(bfloat16=True, compiled=False)
-        mine["this project, 32-true"] = ours_in(bfloat16=False, compiled=False)
+        mine["this project, bf16-mixed"] = partial(begin, bfloat16=True, compiled=False)
+        mine["this project, 32-true"] = partial(begin, bfloat16=False, compiled=False)
     peers = {
         "nanoGPT": (given.nanogpt, of_nanogpt, loss_of_nanogpt),
         "transformers GPT-2": (importlib.util.find_spec("transformers"), of_transformers, loss_from_logits),

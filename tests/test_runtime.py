@@ -1,7 +1,6 @@
 """What the settings of the machine do to the process."""
 
 import ctypes
-import resource
 import subprocess
 import sys
 
@@ -35,9 +34,7 @@ def test_freed_memory_is_kept_for_the_next_step() -> None:
         what: float(subprocess.run([sys.executable, "-c", ALLOCATIONS, what], capture_output=True, check=True).stdout)
         for what in ("keep", "leave")
     }
-    pages = 64 * MEGABYTE / resource.getpagesize()
-    assert faults["leave"] > pages / 2  # the test would notice
-    assert faults["keep"] < pages / 10
+    assert faults["keep"] < faults["leave"] / 5
 
 
 def test_a_system_without_glibc_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:

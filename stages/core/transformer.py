@@ -222,10 +222,6 @@ class KeyValueCache:
 # -------------------------------------------------------------------------------------------------------- attention
 
 
-FEW_TOKENS = 512
-"""Up to so many tokens, explicit attention in bfloat16 is faster on a CPU than the fused operation in float32."""
-
-
 def explicit_attention(queries: Tensor, keys: Tensor, values: Tensor, dropout: float = 0.0) -> tuple[Tensor, Tensor]:
     """Attend step by step: softmax(Q K^T / sqrt(H)) V over the tokens up to each query's own.
 
@@ -246,7 +242,7 @@ def explicit_attention(queries: Tensor, keys: Tensor, values: Tensor, dropout: f
     if shared_by > 1:
         keys = keys.repeat_interleave(shared_by, dim=1)  # [B, K, T, H] -> [B, N, T, H]
         values = values.repeat_interleave(shared_by, dim=1)  # [B, K, T, H] -> [B, N, T, H]
-    attention_scores = queries / math.sqrt(queries.shape[-1]) @ keys.transpose(-2, -1)  # [B, N, T, T]
+    attention_scores = (queries / math.sqrt(queries.shape[-1])) @ keys.transpose(-2, -1)  # [B, N, T, T]
     # Added, where filling a mask would cost another pass over the gradients.
     later = queries.new_full((tokens, tokens), -math.inf).triu(diagonal=1)
     attention_weights = functional.dropout((attention_scores + later).softmax(dim=-1), dropout)
@@ -285,6 +281,21 @@ def fused_attention(
 def fused_is_slow(like: Tensor) -> bool:
     """Tell whether the fused operation is slow for such numbers: in bfloat16 its backward pass on a CPU is."""
     return like.device.type == "cpu" and like.dtype == torch.bfloat16
+
+
+_CPU_CAN = torch.cpu.get_capabilities()
+
+CPU_COMPUTES_BFLOAT16 = any(_CPU_CAN.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+"""Whether this CPU, x86 or ARM, has instructions for bfloat16; without them, bfloat16 is imitated and slow."""
+
+FEW_TOKENS = 512
+"""The most tokens for which training attends explicitly where that is faster; its memory grows with their square."""
+
+
+def explicit_is_faster(together: Tensor) -> bool:
+    """Tell whether attention to [B, T, (N+2K)H] trains faster step by step, in bfloat16, than fused, in float32."""
+    few = together.shape[1] <= FEW_TOKENS
+    return few and fused_is_slow(together) and CPU_COMPUTES_BFLOAT16 and torch.is_grad_enabled()
 
 
 def in_fused_dtype(together: Tensor) -> Tensor:
@@ -329,8 +340,8 @@ class Attention(nn.Module):
         """
         batch, tokens, _ = x.shape
         together = self.queries_keys_values(x)  # [B, T, (N+2K)H]
-        explicit_is_faster = cached is None and tokens <= FEW_TOKENS and fused_is_slow(together)
-        if not explicit_is_faster:
+        trains_explicitly = cached is None and weights is None and explicit_is_faster(together)
+        if not trains_explicitly:
             together = in_fused_dtype(together)
         heads = together.view(batch, tokens, -1, self.head_dim)  # [B, T, (N+2K)H] -> [B, T, N+2K, H]
         turning, values = heads.split_with_sizes((self.n_heads + self.n_kv_heads, self.n_kv_heads), dim=2)
@@ -345,7 +356,7 @@ class Attention(nn.Module):
             cache, layer, reachable = cached
             keys, values = (stored.type_as(queries) for stored in cache.extend(layer, keys, values))  # [B, K, S, H]
         dropout = self.dropout if self.training else 0.0
-        if explicit_is_faster or weights is not None:
+        if trains_explicitly or weights is not None:
             context, attention_weights = explicit_attention(queries, keys, values, dropout)
             if weights is not None:
                 weights.append(attention_weights)

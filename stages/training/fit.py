@@ -3,7 +3,6 @@
 import logging
 import sys
 import warnings
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +12,7 @@ from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.callbacks import EarlyStopping
 
 from stages.core.examples import Examples
-from stages.core.transformer import Transformer
+from stages.core.transformer import CPU_COMPUTES_BFLOAT16, Transformer
 from stages.errors import UserError
 from stages.runtime import RuntimeParameters, keep_freed_memory
 from stages.training.data_module import TokenDataModule, plan_training
@@ -98,9 +97,12 @@ def fit(
         val_check_interval=min(parameters.validate_every or plan.steps_per_pass, plan.steps) * plan.micro_batches,
     )
     LOG.info("training on %s, with %d threads: %s", trainer.strategy.root_device, torch.get_num_threads(), plan)
-    told = not quiet and trainer.is_global_zero
-    if told and trainer.strategy.root_device.type == "cpu" and parameters.precision.startswith("bf16"):
-        _tell_where_bfloat16_is_slow(parameters.precision)
+    if not quiet and trainer.is_global_zero and _imitates_bfloat16(trainer.strategy.root_device, parameters):
+        print(
+            f"params.yaml: train.precision: {parameters.precision} is slow on this CPU, which has no instructions for "
+            "bfloat16; 32-true is faster",
+            file=sys.stderr,
+        )
     data = TokenDataModule(training, validation, plan, runtime.loader_workers)
     module = LanguageModel(network, parameters, plan)
     newest = checkpoints.newest() if checkpoints is not None else None
@@ -157,15 +159,8 @@ def _world_size(machine: dict[str, Any]) -> int:
     return trainer.world_size
 
 
-def _tell_where_bfloat16_is_slow(precision: str) -> None:
-    """Say so where this CPU has to imitate bfloat16; torch tells what an x86 processor can do."""
-    can: Mapping[str, Any] = torch.cpu.get_capabilities()
-    if can.get("architecture") == "x86_64" and not (can["avx512_bf16"] or can["amx_bf16"]):
-        print(
-            f"params.yaml: train.precision: {precision} is slow on this CPU, which has no instructions for bfloat16; "
-            "32-true is faster",
-            file=sys.stderr,
-        )
+def _imitates_bfloat16(device: torch.device, parameters: TrainParameters) -> bool:
+    return device.type == "cpu" and parameters.precision.startswith("bf16") and not CPU_COMPUTES_BFLOAT16
 
 
 def _quieten() -> None:

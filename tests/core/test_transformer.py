@@ -3,6 +3,7 @@
 import itertools
 import math
 from typing import Any
+from unittest.mock import Mock
 
 import pydantic
 import pytest
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
+from stages.core import transformer
 from stages.core.transformer import (
     FEW_TOKENS,
     Attention,
@@ -141,17 +143,24 @@ def test_fused_attention_equals_explicit_with_gradients(n_kv_heads: int) -> None
     )
 
 
+@pytest.mark.parametrize("computed", [True, False])
 @pytest.mark.parametrize("tokens", [9, FEW_TOKENS, FEW_TOKENS + 1])
 @pytest.mark.parametrize("n_kv_heads", [4, 2])
-def test_attention_in_bfloat16_equals_float32_with_gradients(n_kv_heads: int, tokens: int) -> None:
+def test_attention_in_bfloat16_equals_float32_with_gradients(
+    n_kv_heads: int, tokens: int, *, computed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     values = LLAMA | {"d_model": 64, "n_kv_heads": n_kv_heads, "context_length": tokens}
     attention = Attention(TransformerConfig.model_validate(values))
     cosine, sine = rotary_positions(tokens, 16)
     x, toward = torch.randn(2, 2, tokens, 64)
     inputs = [x.requires_grad_(), *attention.parameters()]
     exact = attention(x, (cosine, sine))
+    explicit = Mock(wraps=explicit_attention)
+    monkeypatch.setattr(transformer, "explicit_attention", explicit)
+    monkeypatch.setattr(transformer, "CPU_COMPUTES_BFLOAT16", computed)
     with torch.autocast("cpu", torch.bfloat16):
         mixed = attention(x, (cosine, sine))
+    assert explicit.called == (computed and tokens <= FEW_TOKENS)
     pairs = zip(
         [exact, *torch.autograd.grad(exact, inputs, toward)],
         [mixed, *torch.autograd.grad(mixed, inputs, toward.bfloat16())],
@@ -345,6 +354,16 @@ def test_tied_embeddings_are_one_parameter() -> None:
     model = make(GPT2)
     assert model.output.weight is model.embedding.weight
     assert make(GPT2, tie_embeddings=False).output.weight is not model.embedding.weight
+
+
+@pytest.mark.parametrize("bfloat16", [True, False])
+def test_dropout_of_attention_only_acts_in_training(*, bfloat16: bool) -> None:
+    attention = Attention(TransformerConfig.model_validate(GPT2 | {"dropout": 0.5}))
+    x = torch.randn(2, 9, 16)
+    with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+        assert not torch.equal(attention(x, None), attention(x, None))
+        attention.eval()
+        assert torch.equal(attention(x, None), attention(x, None))
 
 
 def test_dropout_only_acts_in_training() -> None:

@@ -4,6 +4,7 @@ from torch._dynamo.utils import counters
 
 from stages.core.transformer import Transformer
 from stages.errors import UserError
+from stages.training import fit as fit_module
 from stages.training.fit import fit
 from tests.training.conftest import examples, network, runtime_parameters, train, train_parameters
 
@@ -103,15 +104,23 @@ def test_bf16_learns_like_fp32() -> None:
     assert exact.curves.train_loss[-1][1] < exact.curves.train_loss[0][1] / 2
 
 
-@pytest.mark.parametrize("imitated", [True, False])
+@pytest.mark.parametrize("computed", [True, False])
 def test_bfloat16_that_a_cpu_imitates_is_told(
-    imitated: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    computed: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    can = {"architecture": "x86_64", "avx512_bf16": not imitated, "amx_bf16": False}
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: can)
+    monkeypatch.setattr(fit_module, "CPU_COMPUTES_BFLOAT16", computed)
     for precision in ("32-true", "bf16-mixed"):
         train(network(), max_steps=1, precision=precision)
-    assert capsys.readouterr().err.count("train.precision: bf16-mixed is slow on this CPU") == imitated
+    assert capsys.readouterr().err.count("train.precision: bf16-mixed is slow on this CPU") == (not computed)
+
+
+def test_a_training_keeps_the_memory_that_it_frees(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: list[bool] = []
+    monkeypatch.setattr(fit_module, "keep_freed_memory", lambda: kept.append(True))
+    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
+    train(network(), max_steps=1)
+    assert kept
+    assert torch.utils.deterministic.fill_uninitialized_memory is False  # type: ignore[attr-defined]
 
 
 def test_a_precision_that_the_device_lacks_is_told_in_one_line() -> None:
