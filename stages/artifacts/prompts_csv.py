@@ -9,9 +9,11 @@ import io
 import logging
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import chain
+from operator import itemgetter
 from pathlib import Path
 from typing import BinaryIO
 
@@ -60,8 +62,11 @@ class PromptChunk:
 
     def of(self, split: Split) -> "PromptChunk":
         """Give the rows of one split."""
-        if self.splits.count(split) == len(self):
-            return self
+        match self.splits.count(split):
+            case 0:
+                return PromptChunk(self.path)
+            case count if count == len(self):
+                return self
         chosen = [index for index, name in enumerate(self.splits) if name == split]
         return PromptChunk(
             self.path,
@@ -73,7 +78,7 @@ class PromptChunk:
 
     def texts(self) -> list[str]:
         """Give all texts: the first row's prompt and completion, the second row's, and so on."""
-        return [text for row in zip(self.prompts, self.completions, strict=True) for text in row]
+        return list(chain.from_iterable(zip(self.prompts, self.completions, strict=True)))
 
     def place(self, text_index: int) -> str:
         """Say in words where the text stands that ``texts`` gives at ``text_index``."""
@@ -212,65 +217,119 @@ class _Records:
     path: Path
     first_row: int
     """Which record of the file the first one is: 0 is the header."""
-    cells: list[list[str]] = field(default_factory=list)
-    lines: list[int] = field(default_factory=list)
-    """The line of the file with which each record begins; the first is 1."""
+    cells: list[list[str]]
+    find_lines: Callable[[], list[int]]
+    """Gives the line of the file with which each record begins; the first is 1."""
 
     def take_header(self) -> list[str]:
         """Give the first record, and leave the others."""
         self.first_row += 1
-        self.lines.pop(0)
         return self.cells.pop(0)
 
-    def place(self, index: int, line: int) -> str:
-        """Say in words where the record ``index`` stands, which begins with ``line``."""
-        row = self.first_row + index
-        return f"{self.path}, {f'row {row}' if row else 'header'} (line {line})"
+    def place(self, index: int) -> str:
+        """Say in words where the record ``index`` stands."""
+        # Counted from the end, as the header may have been taken.
+        return _place(self.path, self.first_row + index, self.find_lines()[index - len(self.cells)])
+
+
+def _place(path: Path, row: int, line: int) -> str:
+    return f"{path}, {f'row {row}' if row else 'header'} (line {line})"
 
 
 def _read_records(path: Path, file: BinaryIO) -> Iterator[_Records]:
-    """Read the records of one block of lines after another."""
+    """Read the records of one block of lines after another: each at once, or row by row from where that fails."""
     csv.field_size_limit(_LONGEST)
-    blocks = _Blocks(file)
+    row, line, offset = 0, 1, _skip_mark(path, file)
+    while block := _read_lines(file, _BLOCK_BYTES):
+        while (read := _read_block(path, block, row, line)) is None:
+            # A cell that holds a line end may go on after the block.
+            open_quote = block.count(b'"') % 2 == 1 and len(block) <= _LONGEST
+            more = _read_lines(file, len(block)) if open_quote else b""
+            if not more:
+                yield from _read_row_by_row(path, _Blocks(file, block, offset), row, line)
+                return
+            block += more
+        records, lines = read
+        if records.cells:
+            yield records
+        row, line, offset = records.first_row + len(records.cells), line + lines, offset + len(block)
+
+
+def _skip_mark(path: Path, file: BinaryIO) -> int:
+    """Go to the first character, and give its offset in the file."""
+    start = file.read(len(_UTF8_MARK))
+    if start.startswith(_UTF16_MARKS):
+        raise UserError(f"{_place(path, 0, 1)}: the file is UTF-16; save it as UTF-8")
+    return file.seek(len(_UTF8_MARK) if start == _UTF8_MARK else 0)
+
+
+def _read_lines(file: BinaryIO, size: int) -> bytes:
+    return file.read(size) + file.readline(_LONGEST)
+
+
+def _read_block(path: Path, block: bytes, row: int, line: int) -> tuple[_Records, int] | None:
+    """Read whole records and count their lines; None where something is at fault, or a quote is open at the end."""
+    if len(block) > _LONGEST or b"\0" in block:
+        return None
+    try:
+        reader = csv.reader(_lines_of(block.decode()), strict=True)
+        return _Records(path, row, list(filter(None, reader)), partial(_line_numbers, block, line)), reader.line_num
+    except (csv.Error, UnicodeDecodeError):
+        return None
+
+
+def _line_numbers(block: bytes, line: int) -> list[int]:
+    """Give the line of the file with which each record begins, of a block that begins with ``line``."""
+    reader, numbers, begins = csv.reader(_lines_of(block.decode()), strict=True), [], line
+    for cells in reader:
+        if cells:
+            numbers.append(begins)
+        begins = line + reader.line_num
+    return numbers
+
+
+def _read_row_by_row(path: Path, blocks: "_Blocks", row: int, line: int) -> Iterator[_Records]:
+    """Read the rest of a file, or up to what is at fault, which is named."""
     reader = csv.reader(chain.from_iterable(blocks), strict=True)
-    records, block, line = _Records(path, first_row=0), 0, 1
+    block, before = 0, line - 1
+    numbers: list[int] = []
+    records = _Records(path, row, [], partial(list, numbers))
     try:
         for cells in reader:
             if blocks.count != block:
                 if records.cells:
                     yield records
-                records, block = _Records(path, records.first_row + len(records.cells)), blocks.count
+                block, numbers = blocks.count, []
+                records = _Records(path, records.first_row + len(records.cells), [], partial(list, numbers))
             if cells:
                 records.cells.append(cells)
-                records.lines.append(line)
-            line = reader.line_num + 1
+                numbers.append(line)
+            line = before + reader.line_num + 1
     except csv.Error as error:
         if records.cells:
             yield records  # where an earlier record may be wrong as well
-        raise UserError(f"{records.place(len(records.cells), line)}: {_explain(error)}") from None
+        at_fault = _place(path, records.first_row + len(records.cells), line)
+        raise UserError(f"{at_fault}: {_explain(error)}") from None
     if records.cells:
         yield records
 
 
 class _Blocks:
-    """The lines of a file, in blocks; iterated over, each block is an iterable of whole lines."""
+    """The lines of a file from a block that has been read, in blocks; each is an iterable of whole lines."""
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: BinaryIO, block: bytes, offset: int) -> None:
         self.count = 0
-        """How many blocks have been read."""
+        """How many blocks have been given."""
         self._file = file
+        self._block = block
+        self._offset = offset
 
     def __iter__(self) -> Iterator[Iterable[str]]:
-        start = self._file.read(len(_UTF8_MARK))
-        if start.startswith(_UTF16_MARKS):
-            raise csv.Error("the file is UTF-16; save it as UTF-8")
-        offset = len(_UTF8_MARK) if start == _UTF8_MARK else 0
-        self._file.seek(offset)
-        while block := self._file.read(_BLOCK_BYTES):
-            block += self._file.readline(_LONGEST)
+        while self._block:
             self.count += 1
-            yield _decode(block, offset)
-            offset += len(block)
+            yield _decode(self._block, self._offset)
+            self._offset += len(self._block)
+            self._block = _read_lines(self._file, _BLOCK_BYTES)
 
 
 def _decode(block: bytes, offset: int) -> Iterable[str]:
@@ -281,6 +340,10 @@ def _decode(block: bytes, offset: int) -> Iterable[str]:
         text = block.decode()
     except UnicodeDecodeError:
         return _checked_lines(block, offset)
+    return _lines_of(text)
+
+
+def _lines_of(text: str) -> io.StringIO:
     return io.StringIO(text.replace("\r\n", "\n"), newline="\n")
 
 
@@ -303,16 +366,12 @@ def _checked_lines(block: bytes, offset: int) -> Iterator[str]:
 
 def _chunk(records: _Records, columns: _Columns, split: Split | SplitParameters) -> PromptChunk:
     """Take the prompts, completions and splits from records."""
-    prompt, completion = columns.prompt, columns.prompt if columns.completion is None else columns.completion
-    for index, cells in enumerate(records.cells):
-        if (
-            len(cells) != len(columns.header)
-            or not (cells[prompt] or cells[completion])
-            or (columns.split is not None and cells[columns.split] not in SPLITS)
-        ):
-            raise UserError(f"{records.place(index, records.lines[index])}: {_fault(cells, columns)}")
-    prompts = [cells[prompt] for cells in records.cells]
-    completions = [""] * len(prompts) if columns.completion is None else [cells[completion] for cells in records.cells]
+    if not _are_sound(records.cells, columns):
+        index = next(index for index, cells in enumerate(records.cells) if not _are_sound([cells], columns))
+        raise UserError(f"{records.place(index)}: {_fault(records.cells[index], columns)}")
+    prompts = [cells[columns.prompt] for cells in records.cells]
+    completion = columns.completion
+    completions = [""] * len(prompts) if completion is None else [cells[completion] for cells in records.cells]
     splits: list[Split]
     if not isinstance(split, SplitParameters):
         splits = [split] * len(prompts)
@@ -322,6 +381,16 @@ def _chunk(records: _Records, columns: _Columns, split: Split | SplitParameters)
         splits = [_SPLIT_NAMED[cells[columns.split]] for cells in records.cells]
     rows = list(range(records.first_row, records.first_row + len(prompts)))
     return PromptChunk(records.path, rows, prompts, completions, splits)
+
+
+def _are_sound(records: list[list[str]], columns: _Columns) -> bool:
+    """Tell whether no record is at fault, without a step of Python's for each."""
+    if set(map(len, records)) != {len(columns.header)}:
+        return False
+    if columns.split is not None and not {cells[columns.split] for cells in records} <= set(SPLITS):
+        return False
+    texts = itemgetter(columns.prompt, columns.prompt if columns.completion is None else columns.completion)
+    return all(map(any, map(texts, records)))
 
 
 def _fault(cells: list[str], columns: _Columns) -> str:
