@@ -14,6 +14,7 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property, partial
 from itertools import chain, islice
+from operator import itemgetter
 from typing import Literal, Self
 
 import numpy as np
@@ -164,7 +165,7 @@ class Vocabulary:
             case "word":  # with the white space before it
                 return sum(len(text[: word.end()].encode()) for text in texts if (word := _WORD.search(text)))
             case "character":
-                return len("".join(text[:1] for text in texts).encode())
+                return len("".join(map(itemgetter(slice(1)), texts)).encode())
             case "bpe":
                 return int(self._byte_lengths[token_ids].sum())
 
