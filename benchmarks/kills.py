@@ -30,7 +30,8 @@ STEPS = 1200
 TORN = ".dvc/tmp/rwlock"
 # What Python says of DVC's progress bar, where a signal comes in the moment in which DVC makes it.
 HALF_MADE_BAR = re.compile(
-    r"Exception ignored in: <function tqdm\.__del__ .*\nTraceback .*\n(?:  .*\n)+AttributeError: .*\n"
+    r"Exception ignored in: <function tqdm\.__del__ .*\nTraceback .*\n"
+    r"(?:  .*\n)+  File \".*dvc.progress\.py\", line .*, in close\n(?:  .*\n)+AttributeError: .*\n"
 )
 # How a process ends: what is signalled, and with what.
 ENDINGS = (("group", signal.SIGKILL), ("group", signal.SIGTERM), ("group", signal.SIGINT), ("dvc", signal.SIGKILL))
