@@ -44,15 +44,13 @@ def encode_rows(vocabulary: Vocabulary, texts: Sequence[str]) -> EncodedRows:
     Raises:
         UnusableTextError: the vocabulary cannot encode a text; its index is that in ``texts``.
     """
-    token_ids, counts = vocabulary.encode_batch(texts)
-    ends_with_eos = np.fromiter(map(bool, texts), np.bool_, len(texts))
-    ends_with_eos[::2] = True
-    lengths = counts + ends_with_eos
-    return EncodedRows(
-        token_ids=np.insert(token_ids, np.cumsum(counts)[ends_with_eos], vocabulary.eos_id),
-        row_lengths=lengths[::2] + lengths[1::2],
-        prompt_lengths=lengths[::2],
-    )
+    token_ids, lengths = vocabulary.encode_batch(texts)
+    without_text = 2 * np.flatnonzero(lengths[1::2] == 1) + 1
+    absent = [index for index in without_text.tolist() if not texts[index]]  # white space has no words, but is there
+    if absent:
+        token_ids = np.delete(token_ids, np.cumsum(lengths)[absent] - 1)
+        lengths[absent] = 0
+    return EncodedRows(token_ids, row_lengths=lengths[::2] + lengths[1::2], prompt_lengths=lengths[::2])
 
 
 def count_scored(  # noqa: D417

@@ -72,14 +72,6 @@ def test_bpe_encodes_as_the_tokenizers_library_does_whatever_it_learned(texts: l
         assert vocabulary.encode(one) == vocabulary.tokenizer.encode(one).ids
 
 
-@given(st.lists(st.text("ab \n'\uffff", max_size=6)))
-def test_a_batch_of_bpe_knows_where_each_text_ends_whatever_it_holds(texts: list[str]) -> None:
-    token_ids, counts = BPE.encode_batch(texts)
-    expected = [BPE.tokenizer.encode(text).ids for text in texts]
-    assert counts.tolist() == list(map(len, expected))
-    assert token_ids.tolist() == [token_id for ids in expected for token_id in ids]
-
-
 @given(st.lists(st.one_of(TEXT, ODD_TEXT)))
 def test_words_are_the_tokenizers_librarys(texts: list[str]) -> None:
     texts = [text.replace(EOS, "") for text in texts]
@@ -90,12 +82,13 @@ def test_words_are_the_tokenizers_librarys(texts: list[str]) -> None:
 
 
 @pytest.mark.parametrize("name", ["word", "character", "bpe"])
-@given(texts=st.lists(TEXT.filter(lambda text: EOS not in text)))
-def test_a_batch_is_its_texts_one_after_another(name: TokenizerName, texts: list[str]) -> None:
+@given(texts=st.lists(st.one_of(TEXT, st.text("ab \n'\uffff", max_size=6)).filter(lambda text: EOS not in text)))
+def test_a_batch_knows_where_each_text_ends_whatever_it_holds(name: TokenizerName, texts: list[str]) -> None:
     vocabulary = build(name, texts)
-    token_ids, counts = vocabulary.encode_batch(texts)
-    assert counts.tolist() == [len(vocabulary.encode(text)) for text in texts]
-    assert token_ids.tolist() == [token_id for text in texts for token_id in vocabulary.encode(text)]
+    token_ids, lengths = vocabulary.encode_batch(texts)
+    expected = [[*vocabulary.tokenizer.encode(text).ids, vocabulary.eos_id] for text in texts]
+    assert lengths.tolist() == list(map(len, expected))
+    assert token_ids.tolist() == [token_id for ids in expected for token_id in ids]
 
 
 @pytest.mark.parametrize("unknown_token", [False, True])
@@ -161,6 +154,21 @@ def test_rows() -> None:
     assert rows.token_ids.tolist() == [0, 1, 2, 4, 3, 4, 0, 1, 4, 4, 3, 4]
     assert rows.row_lengths.tolist() == [6, 3, 3]
     assert rows.prompt_lengths.tolist() == [4, 3, 1]
+
+
+@pytest.mark.parametrize("name", ["word", "character", "bpe"])
+@given(pairs=st.lists(st.tuples(st.text("ab \n", max_size=3), st.text("ab \n", max_size=3)).filter(any)))
+def test_a_completion_that_is_there_ends_with_eos_even_if_it_has_no_word(
+    name: TokenizerName, pairs: list[tuple[str, str]]
+) -> None:
+    vocabulary = build(name, [text for pair in pairs for text in pair])
+    prompts = [[*vocabulary.encode(prompt), vocabulary.eos_id] for prompt, _ in pairs]
+    completions = [[*vocabulary.encode(text), vocabulary.eos_id] if text else [] for _, text in pairs]
+    rows = encode_rows(vocabulary, [text for pair in pairs for text in pair])
+    expected = [prompt + completion for prompt, completion in zip(prompts, completions, strict=True)]
+    assert rows.token_ids.tolist() == [token_id for row in expected for token_id in row]
+    assert rows.row_lengths.tolist() == list(map(len, expected))
+    assert rows.prompt_lengths.tolist() == list(map(len, prompts))
 
 
 @pytest.mark.parametrize(
