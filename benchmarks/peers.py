@@ -16,6 +16,7 @@ class Shape(NamedTuple):
     context_length: int
     batch_size: int
     vocabulary_size: int
+    dropout: float = 0.0
 
     def flops(self) -> float:
         """Return the floating-point operations of one training step: forward, and twice that backward.
@@ -30,6 +31,8 @@ class Shape(NamedTuple):
 
 SMALL = Shape(4, 4, 128, 64, 12, 65)
 BABY = Shape(6, 6, 384, 256, 64, 65)
+BABY_WITH_DROPOUT = BABY._replace(dropout=0.2)
+"""As nanoGPT's config/train_shakespeare_char.py has it."""
 GPT2 = Shape(12, 12, 768, 1024, 12, 50304)
 """124M parameters, with the vocabulary that nanoGPT rounds up and the batch of its bench.py."""
 
@@ -40,7 +43,7 @@ def ours(shape: Shape) -> Transformer:
         "context_length": shape.context_length, "d_model": shape.d_model, "n_layers": shape.layers,
         "n_heads": shape.heads, "n_kv_heads": None, "feed_forward": "gelu", "d_ff": None, "norm": "layer",
         "positions": "learned", "output_projection": True, "bias": False, "output_bias": False,
-        "tie_embeddings": True, "dropout": 0.0, "vocabulary_size": shape.vocabulary_size,
+        "tie_embeddings": True, "dropout": shape.dropout, "vocabulary_size": shape.vocabulary_size,
     }  # fmt: skip
     return Transformer(TransformerConfig(**values))
 
@@ -54,7 +57,8 @@ def of_transformers(shape: Shape) -> Any:
     return GPT2LMHeadModel(
         GPT2Config(
             vocab_size=shape.vocabulary_size, n_positions=shape.context_length, n_embd=shape.d_model,
-            n_layer=shape.layers, n_head=shape.heads, attn_pdrop=0.0, resid_pdrop=0.0, embd_pdrop=0.0,
+            n_layer=shape.layers, n_head=shape.heads,
+            attn_pdrop=shape.dropout, resid_pdrop=shape.dropout, embd_pdrop=shape.dropout,
             bos_token_id=None, eos_token_id=None,
         )
     )  # fmt: skip
@@ -66,7 +70,13 @@ def of_nanogpt(shape: Shape) -> Any:
 
     return GPT(
         GPTConfig(
-            shape.context_length, shape.vocabulary_size, shape.layers, shape.heads, shape.d_model, 0.0, bias=False
+            shape.context_length,
+            shape.vocabulary_size,
+            shape.layers,
+            shape.heads,
+            shape.d_model,
+            shape.dropout,
+            bias=False,
         )
     )
 

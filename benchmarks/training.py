@@ -17,7 +17,18 @@ from torch import nn
 from torch.nn import functional
 
 from benchmarks.measuring import Options, Training, options, peak_flops, take_turns, write_table
-from benchmarks.peers import BABY, GPT2, SMALL, Shape, of_litgpt, of_nanogpt, of_transformers, ours, random_tokens
+from benchmarks.peers import (
+    BABY,
+    BABY_WITH_DROPOUT,
+    GPT2,
+    SMALL,
+    Shape,
+    of_litgpt,
+    of_nanogpt,
+    of_transformers,
+    ours,
+    random_tokens,
+)
 from stages.core.loss import summed_loss
 from stages.parameters import read_section
 from stages.runtime import keep_freed_memory
@@ -163,6 +174,7 @@ def main() -> None:
     given = options(__doc__)
     measure("small", SMALL, replace(given, rounds=3 * given.rounds), steps=5)
     measure("baby", BABY, given, steps=1)
+    measure("baby with dropout", BABY_WITH_DROPOUT, given, steps=1)
     if torch.cuda.is_available():
         measure("124M", GPT2, given, steps=10, device="cuda")
 

@@ -8,6 +8,8 @@ from unittest.mock import Mock
 import pydantic
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
@@ -18,6 +20,7 @@ from stages.core.transformer import (
     KeyValueCache,
     Transformer,
     TransformerConfig,
+    dropout,
     explicit_attention,
     fused_attention,
     rotary_positions,
@@ -170,9 +173,48 @@ def test_attention_in_bfloat16_equals_float32_with_gradients(
         assert (found - expected).norm() < 0.015 * expected.norm()  # bfloat16 has 8 bits, 0.4%
 
 
+@pytest.mark.parametrize("tokens", [9, FEW_TOKENS + 1])
+@pytest.mark.parametrize("bfloat16", [True, False])
+def test_a_cpu_attends_explicitly_where_it_trains_with_dropout(
+    tokens: int, *, bfloat16: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attention = Attention(TransformerConfig.model_validate(GPT2 | {"dropout": 0.1, "context_length": tokens}))
+    explicit = Mock(wraps=explicit_attention)
+    monkeypatch.setattr(transformer, "explicit_attention", explicit)
+    with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+        attention(torch.randn(1, tokens, 16), None).sum().backward()
+    assert explicit.called
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@given(share=st.floats(0, 1, exclude_max=True), numbers=st.integers(0, 50), seed=st.integers(0, 1 << 32))
+def test_dropout_zeroes_or_scales_each_number_and_its_gradient_alike(
+    dtype: torch.dtype, share: float, numbers: int, seed: int
+) -> None:
+    torch.manual_seed(seed)
+    x = torch.ones(numbers, 3, dtype=dtype, requires_grad=True)
+    y = dropout(x, share)
+    kept = y != 0
+    # The share is one of 65,536; all but one of these at most are zeroed.
+    scale = max(1 - share, 1 / 65536)
+    torch.testing.assert_close(y[kept], torch.full_like(y[kept], 1 / scale), rtol=0.01 + 1 / 65536 / scale, atol=0)
+    (gradient,) = torch.autograd.grad(y, x, torch.ones_like(y))
+    assert torch.equal(gradient, y)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.999])
+def test_dropout_zeroes_its_share_and_keeps_the_mean(share: float) -> None:
+    drawn = dropout(torch.ones(1000, 1001), share)
+    assert (drawn == 0).float().mean() == pytest.approx(share, abs=0.002)
+    assert drawn.mean() == pytest.approx(1, abs=0.1 if share > 0.9 else 0.005)
+    # Neighbours are drawn apart: both are zero as often as chance has it.
+    both = ((drawn[:, 1:] == 0) & (drawn[:, :-1] == 0)).float().mean()
+    assert both == pytest.approx(share**2, abs=0.003)
+
+
 def test_dropout_of_explicit_attention_zeroes_its_share_of_the_weights() -> None:
     queries, keys, values = torch.randn(3, 8, 2, 30, 6)
-    context, weights = explicit_attention(queries, keys, values, dropout=0.25)
+    context, weights = explicit_attention(queries, keys, values, zeroed=0.25)
     _, all_weights = explicit_attention(queries, keys, values)
     kept = weights != 0
     torch.testing.assert_close(weights[kept], all_weights[kept] / 0.75)
