@@ -15,7 +15,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 help: ## Show this list.
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-repro: $(VENV)/installed ## Run the pipeline; PRESET=toy|addition|characters|gpt2 takes that preset (TEXT=file for characters).
+repro: $(VENV)/installed ## Run the pipeline; PRESET=toy|addition|characters|gpt2 takes that preset (TEXT=file for characters and gpt2).
 ifneq ($(PRESET),)
 	@$(BIN)/python -m presets.use $(PRESET) $(if $(TEXT),--text '$(TEXT)')
 endif
