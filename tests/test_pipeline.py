@@ -242,3 +242,14 @@ def run_count(project: Project) -> int:
 def child_count(project: Project) -> int:
     with store(project) as database:
         return int(database.execute("select count(*) from tags where key = 'mlflow.parentRunId'").fetchone()[0])
+
+
+def test_a_colleague_gets_what_was_pushed_and_trains_nothing(edited: Project, tmp_path: Path) -> None:
+    colleague = Project(tmp_path / "colleague")
+    edited.run("git", "clone", "--quiet", ".", str(colleague.folder))
+    for project in (edited, colleague):
+        project.run("dvc", "remote", "add", "--default", "storage", str(tmp_path / "storage"))
+    edited.run("dvc", "push")
+    colleague.run("dvc", "pull")
+    assert colleague.stages_run("repro") == []
+    assert colleague.run("python", "-m", "stages.generate", "what is CNN").stdout == "Great\n"
