@@ -20,7 +20,6 @@ from stages.artifacts.model_weights import SavedModel, read_model
 from stages.artifacts.pictures import write_pictures
 from stages.artifacts.table_csv import read_numbers, write_table
 from stages.artifacts.token_shards import DATASET_FOLDER, DatasetMetadata, SplitMetadata, read_metadata
-from stages.artifacts.vocabulary_json import VOCABULARY_FILE, read_vocabulary
 from stages.core.accuracy import (
     bits_per_byte,
     count_correct,
@@ -39,7 +38,7 @@ from stages.dataset import open_examples
 from stages.errors import UserError
 from stages.model_registry import log_model
 from stages.parameters import read_section
-from stages.provenance import Provenance, md5, read_provenance, stage_provenance
+from stages.provenance import read_provenance, stage_provenance
 from stages.report.description import describe_run
 from stages.report.labels import TokenLabels
 from stages.report.page import render
@@ -115,12 +114,8 @@ def main() -> None:
     required = runtime.tracking == "required"
     if required:
         check_store()
-    model = read_model()
-    vocabulary = read_vocabulary()
+    model, vocabulary = read_model()
     metadata = read_metadata()
-    trained_from = read_provenance()
-    check_fit(model, vocabulary)
-    check_origin(trained_from)
     split, examples = held_out(metadata, model.network.config.context_length)
     device = runtime.torch_device()
     LOG.info("scoring %s on %s, with %d threads", split, device, torch.get_num_threads())
@@ -143,41 +138,12 @@ def main() -> None:
     pictures += write_pictures(PICTURES_FOLDER / "model", model_pictures(shown))
     paths = [METRICS_FILE, SAMPLES_FILE, POSITIONS_FILE, CONFUSIONS_FILE, REPORT_FILE, *pictures]
     evaluation = Evaluation(stage_provenance("evaluate"), metrics, describe_run(metrics, readable), paths)
-    run = log_evaluation(trained_from, evaluation, DATASET_FOLDER, required=required)
+    run = log_evaluation(read_provenance(), evaluation, DATASET_FOLDER, required=required)
     if run is not None:
         prompt = vocabulary.decode(samples[0].prompt) if samples else ""
         log_model(run, prompt, register_as)
     if not quiet:
         print(describe(metrics))
-
-
-def check_fit(model: SavedModel, vocabulary: Vocabulary) -> None:
-    """Refuse a vocabulary that the model was not trained with.
-
-    Raises:
-        UserError: they differ in size.
-    """
-    expected = model.network.config.vocabulary_size
-    if vocabulary.size != expected:
-        message = (
-            f"data/vocabulary.json: found {vocabulary.size} tokens, but data/model/ was trained with {expected}: they come "
-            "from different runs; type `dvc repro`"
-        )
-        raise UserError(message)
-
-
-def check_origin(trained_from: Provenance) -> None:
-    """Refuse a vocabulary that has the right size and other words.
-
-    Raises:
-        UserError: it is not the one that the model was trained with.
-    """
-    if trained_from.dependencies.get(str(VOCABULARY_FILE)) != md5(VOCABULARY_FILE):
-        message = (
-            f"{VOCABULARY_FILE}: different from the one that data/model/ was trained with; type `dvc repro`, or "
-            "`dvc checkout` to bring back what belongs together"
-        )
-        raise UserError(message)
 
 
 def held_out(metadata: DatasetMetadata, context_length: int) -> tuple[Split, Examples]:

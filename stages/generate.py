@@ -12,7 +12,7 @@ from pathlib import Path
 from tokenizers.decoders import DecodeStream
 
 from stages.artifacts.model_weights import read_model
-from stages.artifacts.vocabulary_json import VOCABULARY_FILE, read_vocabulary
+from stages.artifacts.vocabulary_json import VOCABULARY_FILE
 from stages.core.generation import Sampling, generate, stream
 from stages.core.vocabulary import Vocabulary
 from stages.errors import UserError
@@ -24,8 +24,7 @@ BATCH_SIZE = 32
 def main() -> None:
     """Complete the prompts given on the command line, in a file or on standard input, one a line."""
     options = parse_options()
-    model = read_model(options.model)
-    vocabulary = read_vocabulary(options.vocabulary)
+    model, vocabulary = read_model(options.model, options.vocabulary)
     sampling = Sampling(options.temperature, options.top_k, options.top_p, options.seed)
     prompts = [
         model.prompt_ids(vocabulary.encode_prompt(text), vocabulary.eos_id)

@@ -15,11 +15,9 @@ from stages.core.examples import Examples
 from stages.core.transformer import Transformer
 from stages.core.vocabulary import VocabularyParameters, build_vocabulary
 from stages.core.windows import DatasetParameters, RowSpans
-from stages.errors import UserError
 from stages.evaluate import (
     CONFUSED_TOKENS,
     EvaluateParameters,
-    check_fit,
     complete_rows,
     confusion_matrix,
     decode_samples,
@@ -113,12 +111,6 @@ def test_plain_text_has_samples_but_no_completion_figures() -> None:
     samples = complete_rows(model, split, EOS_ID, parameters(samples=2))
     assert len(samples) == 2
     assert not [name for name in summarise(score(model, split, 4), metadata(), samples) if "completion" in name]
-
-
-def test_a_model_and_a_vocabulary_of_different_runs_are_refused() -> None:
-    words = VocabularyParameters(tokenizer="word", size=8000, unknown_token=False)
-    with pytest.raises(UserError, match="found 3 tokens, but data/model/ was trained with 11"):
-        check_fit(saved(network()), build_vocabulary(words, [["a b"]]))
 
 
 def test_scoring_training_rows_is_said() -> None:

@@ -8,11 +8,11 @@ import torch
 
 from stages import command_line
 from stages.artifacts.model_weights import SavedModel, write_model
-from stages.artifacts.vocabulary_json import write_vocabulary
+from stages.artifacts.vocabulary_json import VOCABULARY_FILE, write_vocabulary
 from stages.core.transformer import Transformer
 from stages.core.vocabulary import VocabularyParameters, build_vocabulary
 from stages.generate import main, text_pieces
-from stages.provenance import MODEL_FOLDER, Provenance
+from stages.provenance import MODEL_FOLDER, Provenance, md5
 from tests.training.conftest import network
 
 Generate = Callable[..., str]
@@ -27,7 +27,8 @@ def generate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
     model: Transformer = network(context_length=16)
     with torch.no_grad():
         model.embedding.weight.mul_(20)
-    provenance = Provenance(fingerprint="f", dependencies={}, parameters={})
+    dependencies = {str(VOCABULARY_FILE): md5(VOCABULARY_FILE)}
+    provenance = Provenance(fingerprint="f", dependencies=dependencies, parameters={})
     write_model(MODEL_FOLDER, SavedModel(model, prompts_end_with_eos=True), provenance)
 
     def call(*arguments: str, stdin: str = "") -> str:
@@ -71,12 +72,14 @@ def test_max_tokens_bounds_a_completion(generate: Generate) -> None:
         (["--file", "absent.txt"], "absent.txt"),
         (["abc", "--model", "absent"], "absent/config.json: not found"),
         (["abc", "--vocabulary", "absent.json"], "absent.json: not found"),
+        (["abc", "--vocabulary", "other.json"], "give the model's own with --vocabulary"),
     ],
 )
 def test_a_mistake_is_one_line(
     generate: Generate, monkeypatch: pytest.MonkeyPatch, arguments: list[str], told: str
 ) -> None:
     assert generate("abc")
+    Path("other.json").write_text(VOCABULARY_FILE.read_text().replace('"a": 0', '"z": 0'))
     monkeypatch.setattr(sys, "argv", ["generate", *arguments])
     with pytest.raises(SystemExit) as ended:
         command_line.run(main)
