@@ -1,4 +1,7 @@
-"""data/model/: model.safetensors, config.json, and provenance.json, which says what the model was made from."""
+"""data/model/: model.safetensors, config.json, and provenance.json, which says what the model was made from.
+
+model.safetensors is deleted first and appears last: a model without its weights is unfinished.
+"""
 
 import logging
 from collections.abc import Sequence
@@ -48,16 +51,22 @@ class SavedModel:
 
 
 def write_model(folder: Path, model: SavedModel, provenance: Provenance) -> None:
-    """Write a model; the weights last, so that their presence says that all is there."""
+    """Write a model; a process killed meanwhile leaves the old one, or none that can be read.
+
+    Raises:
+        OSError: it cannot be written, as on a full disk.
+    """
     network = model.network
     weights = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
     if network.config.tie_embeddings:
         del weights[TIED]
     config = ModelConfig(architecture=network.config, prompts_end_with_eos=model.prompts_end_with_eos)
-    write_json(folder / CONFIG, config.model_dump())
-    write_json(folder / PROVENANCE_FILE, provenance.model_dump())
     with atomic_file(folder / WEIGHTS) as file:
         file.write(save(weights))
+        file.flush()  # a full disk is told while the old model is whole
+        (folder / WEIGHTS).unlink(missing_ok=True)
+        write_json(folder / CONFIG, config.model_dump())
+        write_json(folder / PROVENANCE_FILE, provenance.model_dump())
 
 
 def read_model(folder: Path = MODEL_FOLDER, vocabulary_file: Path = VOCABULARY_FILE) -> tuple[SavedModel, Vocabulary]:
