@@ -117,6 +117,7 @@ def main() -> None:
     model, vocabulary = read_model()
     metadata = read_metadata()
     split, examples = held_out(metadata, model.network.config.context_length)
+    check_targets(split, metadata)
     device = runtime.torch_device()
     LOG.info("scoring %s on %s, with %d threads", split, device, torch.get_num_threads())
     model.network.to(device)
@@ -159,6 +160,24 @@ def held_out(metadata: DatasetMetadata, context_length: int) -> tuple[Split, Exa
     raise UserError("data/dataset/: no split has rows; type `dvc repro --force build_dataset`")
 
 
+def check_targets(split: Split, metadata: DatasetMetadata) -> None:
+    """Refuse a split in which there is nothing to score.
+
+    Raises:
+        UserError: none of its rows has a target.
+    """
+    if metadata.splits[split].scored_tokens:
+        return
+    fixes = {
+        "completion": "set dataset.loss_on: all in params.yaml, or give these rows completions",
+        "all": "give these rows words",
+    }
+    raise UserError(
+        f"data/dataset/: none of the {metadata.splits[split].rows:,} {split} rows has a token to score with "
+        f"dataset.loss_on: {metadata.loss_on}; {fixes[metadata.loss_on]}"
+    )
+
+
 @torch.inference_mode()
 def score(model: SavedModel, examples: Examples, batch_size: int) -> Scores:
     """Compare every target with the model's prediction."""
@@ -192,7 +211,8 @@ def complete_rows(model: SavedModel, examples: Examples, eos_id: int, parameters
     """Complete the prompts of a split greedily: all of those that have a completion, else the first halves of some texts."""
     rows = examples.rows_with_completion()
     if len(rows) == 0:
-        rows = np.arange(min(parameters.samples, len(examples.spans.completion_starts)))
+        # White space has no words: such a text is <EOS> alone, without halves.
+        rows = np.flatnonzero(np.diff(examples.spans.row_offsets) > 1)[: parameters.samples]
     pairs = [examples.prompt_and_rest(int(row)) for row in rows]
     longest = parameters.max_new_tokens or max((len(rest) for _, rest in pairs), default=1)
     # Prompts of like length share a batch, which saves padding.
@@ -220,15 +240,11 @@ def summarise(scores: Scores, metadata: SplitMetadata, samples: list[Sample]) ->
     Raises:
         UserError: the loss is infinite or not a number.
     """
-    loss = scores.nats / max(1, scores.tokens)
-    figures = {
-        "rows": metadata.rows,
-        "tokens": scores.tokens,
-        "loss": loss,
-        "perplexity": perplexity(loss),
-        "bits_per_byte": bits_per_byte(scores.nats, metadata.scored_bytes),
-        "next_token_accuracy": scores.correct / max(1, scores.tokens),
-    }
+    loss = scores.nats / scores.tokens
+    figures = {"rows": metadata.rows, "tokens": scores.tokens, "loss": loss, "perplexity": perplexity(loss)}
+    if metadata.scored_bytes:  # the <EOS> of a row of one word, its only target, stands for none
+        figures["bits_per_byte"] = bits_per_byte(scores.nats, metadata.scored_bytes)
+    figures["next_token_accuracy"] = scores.correct / scores.tokens
     if scores.completion_tokens:
         figures["completion_token_accuracy"] = scores.completion_correct / scores.completion_tokens
         figures["completion_exact_match"] = sum(sample.exact for sample in samples) / len(samples)

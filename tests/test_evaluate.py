@@ -8,20 +8,26 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from stages.artifacts.model_weights import SavedModel
-from stages.artifacts.token_shards import SplitMetadata
+from stages.artifacts.token_shards import DatasetMetadata, SplitMetadata
 from stages.core.examples import Examples
+from stages.core.rows import count_scored, encode_rows
 from stages.core.transformer import Transformer
 from stages.core.vocabulary import VocabularyParameters, build_vocabulary
 from stages.core.windows import DatasetParameters, RowSpans
+from stages.errors import UserError
 from stages.evaluate import (
     CONFUSED_TOKENS,
     EvaluateParameters,
+    check_targets,
     complete_rows,
     confusion_matrix,
     decode_samples,
     describe,
+    look_inside,
     score,
     summarise,
 )
@@ -111,6 +117,50 @@ def test_plain_text_has_samples_but_no_completion_figures() -> None:
     samples = complete_rows(model, split, EOS_ID, parameters(samples=2))
     assert len(samples) == 2
     assert not [name for name in summarise(score(model, split, 4), metadata(), samples) if "completion" in name]
+
+
+ROW = st.lists(st.sampled_from(["a", "b", " "]), min_size=1, max_size=12).map("".join)
+
+
+@settings(max_examples=30)
+@given(
+    texts=st.lists(ROW, min_size=1, max_size=4),
+    tokenizer=st.sampled_from(["word", "character", "bpe"]),
+    packing=st.sampled_from(["rows", "stream"]),
+)
+def test_any_plain_text_is_scored_completed_and_shown(texts: list[str], tokenizer: str, packing: str) -> None:
+    """Also one of white space, and one of a single word."""
+    of_tokens = {"tokenizer": tokenizer, "size": 257, "unknown_token": False}
+    vocabulary = build_vocabulary(VocabularyParameters.model_validate(of_tokens), [[*texts, "a b"]])
+    dataset = DatasetParameters.model_validate({"packing": packing, "loss_on": "all", "stride": None})
+    cells = [cell for text in texts for cell in (text, "")]
+    rows = encode_rows(vocabulary, cells)
+    offsets = np.cumsum([0, *rows.row_lengths])
+    split = Examples(rows.token_ids, RowSpans(offsets, offsets[1:]), dataset, 8, vocabulary.eos_id)
+    counted = count_scored(vocabulary, cells, rows, dataset, begins_split=True)
+    model = saved(network(vocabulary_size=vocabulary.size))
+
+    scores = score(model, split, 4)
+    assert scores.tokens == counted.tokens
+    samples = complete_rows(model, split, vocabulary.eos_id, parameters())
+    halves = [row for row, length in enumerate(rows.row_lengths) if length > 1]
+    assert [sample.row for sample in samples] == halves[:3]
+    assert look_inside(model, split, samples, vocabulary, completions_only=False).points
+    if counted.tokens:
+        figures = summarise(scores, metadata(counted.bytes), samples)
+        assert ("bits_per_byte" in figures) == (counted.bytes > 0)
+
+
+@pytest.mark.parametrize(
+    ("loss_on", "fix"), [("completion", "set dataset.loss_on: all"), ("all", "give these rows words")]
+)
+def test_a_split_without_a_target_is_refused(loss_on: str, fix: str) -> None:
+    dataset = DatasetMetadata.model_validate(
+        {"vocabulary_size": VOCABULARY_SIZE, "eos_id": EOS_ID, "packing": "rows", "loss_on": loss_on, "stride": None}
+        | {"splits": {"test": {"rows": 9, "tokens": 9, "scored_tokens": 0, "scored_bytes": 0, "sha256": "0"}}}
+    )
+    with pytest.raises(UserError, match=rf"none of the 9 test rows has .* dataset.loss_on: {loss_on}; {fix}"):
+        check_targets("test", dataset)
 
 
 def test_scoring_training_rows_is_said() -> None:
