@@ -40,7 +40,7 @@ from stages.model_registry import log_model
 from stages.parameters import read_section
 from stages.provenance import read_provenance, stage_provenance
 from stages.report.description import describe_run
-from stages.report.labels import TokenLabels
+from stages.report.labels import token_labels
 from stages.report.page import render
 from stages.report.pictures import Confusion, Curve, curve_pictures, model_pictures
 from stages.report.shown import Shown, choose, read_text, show
@@ -128,11 +128,12 @@ def main() -> None:
     write_json(METRICS_FILE, metrics)
     readable = decode_samples(samples[: parameters.samples], vocabulary)
     write_table(SAMPLES_FILE, ["prompt", "expected", "completion", "exact_match"], readable)
-    labels = TokenLabels(vocabulary)
+    labels = token_labels(vocabulary)
     accuracy, confusions = accuracy_by_position(scores), confusion_matrix(scores, labels)
     write_table(POSITIONS_FILE, ["position", "accuracy", "tokens"], accuracy)
     write_table(CONFUSIONS_FILE, ["truth", "prediction", "count"], confusions)
-    shown = look_inside(model, examples, samples, vocabulary, completions_only=metadata.loss_on == "completion")
+    completions_only = metadata.loss_on == "completion"
+    shown = look_inside(model, examples, samples, vocabulary, labels, completions_only=completions_only)
     write_report(shown, metrics)
     curves = draw_curves([(position, share) for position, share, _ in accuracy], confusions)
     pictures = [*write_pictures(PICTURES_FOLDER / "curves", curves)]
@@ -267,7 +268,7 @@ def accuracy_by_position(scores: Scores) -> list[tuple[int, float, int]]:
     ]
 
 
-def confusion_matrix(scores: Scores, labels: TokenLabels) -> list[Confusion]:
+def confusion_matrix(scores: Scores, labels: list[str]) -> list[Confusion]:
     """Return how often each token was predicted in place of each, among the tokens that were mistaken most.
 
     Where there are few of them, those that were scored most often keep them company.
@@ -284,7 +285,13 @@ def confusion_matrix(scores: Scores, labels: TokenLabels) -> list[Confusion]:
 
 
 def look_inside(
-    model: SavedModel, examples: Examples, samples: list[Sample], vocabulary: Vocabulary, *, completions_only: bool
+    model: SavedModel,
+    examples: Examples,
+    samples: list[Sample],
+    vocabulary: Vocabulary,
+    labels: list[str],
+    *,
+    completions_only: bool,
 ) -> Shown:
     """Read some of the completed rows again, watching what the model does."""
     answers = model.prompts_end_with_eos
@@ -299,7 +306,7 @@ def look_inside(
         )
         for sample in (samples[index] for index in choose([sample.exact or not answers for sample in samples]))
     ]
-    return show(model.network, texts, TokenLabels(vocabulary), answers=answers)
+    return show(model.network, texts, labels, answers=answers)
 
 
 def write_report(shown: Shown, metrics: dict[str, Any]) -> None:

@@ -31,7 +31,7 @@ from stages.evaluate import (
     score,
     summarise,
 )
-from stages.report.labels import TokenLabels
+from stages.report.labels import token_labels
 from tests.training.conftest import EOS_ID, VOCABULARY_SIZE, examples, network
 
 
@@ -80,12 +80,20 @@ def test_the_confusion_matrix_holds_what_was_mistaken_most_and_is_whole_where_it
         VocabularyParameters(tokenizer="word", size=1, unknown_token=False), [[" ".join(map(str, range(30)))]]
     )
     scores = score(saved(network()), examples(), 4)
-    few = confusion_matrix(scores, TokenLabels(vocabulary))
+    few = confusion_matrix(scores, token_labels(vocabulary))
     assert sum(count for *_, count in few) == scores.tokens
     assert sum(count for truth, prediction, count in few if truth == prediction) == scores.correct
     mistaken = {(token, token + 1): 100 - token for token in range(29)}
-    many = confusion_matrix(replace(scores, pairs=Counter({(29, 29): 1000} | mistaken)), TokenLabels(vocabulary))
+    many = confusion_matrix(replace(scores, pairs=Counter({(29, 29): 1000} | mistaken)), token_labels(vocabulary))
     assert many == [(str(token), str(token + 1), 100 - token) for token in range(CONFUSED_TOKENS - 1)]
+
+
+def test_tokens_that_begin_alike_are_not_taken_for_each_other() -> None:
+    words = VocabularyParameters(tokenizer="word", size=1, unknown_token=False)
+    vocabulary = build_vocabulary(words, [["internationalised internationalisation"]])
+    scores = score(saved(network()), examples(), 4)
+    confusions = confusion_matrix(replace(scores, pairs=Counter({(0, 1): 3, (1, 1): 2})), token_labels(vocabulary))
+    assert confusions == [("internationalis… #0", "internationalis… #1", 3), ("internationalis… #1",) * 2 + (2,)]
 
 
 def test_a_completion_is_right_only_with_its_end() -> None:
@@ -145,7 +153,7 @@ def test_any_plain_text_is_scored_completed_and_shown(texts: list[str], tokenize
     samples = complete_rows(model, split, vocabulary.eos_id, parameters())
     halves = [row for row, length in enumerate(rows.row_lengths) if length > 1]
     assert [sample.row for sample in samples] == halves[:3]
-    assert look_inside(model, split, samples, vocabulary, completions_only=False).points
+    assert look_inside(model, split, samples, vocabulary, token_labels(vocabulary), completions_only=False).points
     if counted.tokens:
         figures = summarise(scores, metadata(counted.bytes), samples)
         assert ("bits_per_byte" in figures) == (counted.bytes > 0)
