@@ -77,7 +77,7 @@ class Shown:
         if longest > shown + 1:
             said.append(f"the first {shown} tokens of texts of up to {longest:,}")
         if len(self.points) < config.vocabulary_size:
-            said.append(f"the first {len(self.points):,} of {config.vocabulary_size:,} tokens' embeddings")
+            said.append(f"the embeddings of {len(self.points):,} of {config.vocabulary_size:,} tokens")
         return "; ".join(said)
 
 

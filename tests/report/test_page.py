@@ -13,7 +13,7 @@ from stages.core.vocabulary import TokenizerName, VocabularyParameters, build_vo
 from stages.report.description import describe_run
 from stages.report.labels import token_labels
 from stages.report.page import render
-from stages.report.shown import TEXTS, TOKENS, Shown, choose
+from stages.report.shown import POINTS, TEXTS, TOKENS, Shown, choose
 from tests.report.conftest import HOSTILE, METRICS, make_shown
 
 
@@ -77,6 +77,13 @@ def test_a_large_model_is_shown_in_part_and_the_page_says_so() -> None:
     assert "layers 1, 4, 6, 9 of 9" in page
     assert f"the first {TOKENS} tokens of texts of up to 203" in page
     assert len(page) < 400_000
+
+
+def test_of_many_embeddings_some_are_shown_and_those_of_the_texts() -> None:
+    words = [f"word{index}" for index in range(POINTS + 500)]
+    shown = make_shown([(" ".join(words), ""), (words[-1], "")])
+    assert len(shown.points) == POINTS + 2  # the last word and <EOS>
+    assert f"the embeddings of {POINTS + 2:,} of {POINTS + 501:,} tokens" in render(shown, METRICS)
 
 
 def test_wrong_answers_are_shown_beside_right_ones() -> None:
