@@ -40,6 +40,7 @@ from stages.model_registry import log_model
 from stages.parameters import read_section
 from stages.provenance import read_provenance, stage_provenance
 from stages.report.description import describe_run
+from stages.report.figures import scored_rows
 from stages.report.labels import token_labels
 from stages.report.page import render
 from stages.report.pictures import Confusion, Curve, curve_pictures, model_pictures
@@ -329,10 +330,9 @@ def draw_curves(accuracy: Curve, confusions: list[Confusion]) -> dict[str, bytes
 
 def describe(metrics: dict[str, Any]) -> str:
     """Return the figures as a line for people."""
-    note = ", which the model was trained on: nothing is held out" if metrics["split"] == "train" else ""
     names = ("loss", "next_token_accuracy", "completion_exact_match")
     figures = ", ".join(f"{name} {metrics[name]:.4f}" for name in names if name in metrics)
-    return f"scored {metrics['rows']:,} {metrics['split']} rows{note}: {figures} -> {METRICS_FILE}"
+    return f"scored {scored_rows(metrics)}: {figures} -> {METRICS_FILE}"
 
 
 def _text(token_ids: list[int], eos_id: int) -> list[int]:

@@ -172,8 +172,9 @@ def test_a_split_without_a_target_is_refused(loss_on: str, fix: str) -> None:
 
 
 def test_scoring_training_rows_is_said() -> None:
-    assert "trained on" in describe({"split": "train", "rows": 2, "loss": 0.1})
-    assert "trained on" not in describe({"split": "test", "rows": 2, "loss": 0.1})
+    figures = {"split": "train", "rows": 2, "loss": 0.1}
+    assert describe(figures).startswith("scored 2 train rows, as nothing is held out: loss 0.1000")
+    assert describe(figures | {"split": "test"}).startswith("scored 2 test rows: loss 0.1000")
 
 
 def test_samples_are_readable() -> None:
