@@ -18,7 +18,7 @@ from stages.artifacts.atomic import atomic_file
 from stages.artifacts.metrics_json import write_json
 from stages.artifacts.model_weights import SavedModel, read_model
 from stages.artifacts.pictures import write_pictures
-from stages.artifacts.table_csv import read_numbers, write_table
+from stages.artifacts.table_csv import TRAIN_CURVE, VALIDATION_CURVE, read_numbers, write_table
 from stages.artifacts.token_shards import DATASET_FOLDER, DatasetMetadata, SplitMetadata, read_metadata
 from stages.core.accuracy import (
     bits_per_byte,
@@ -51,8 +51,6 @@ from stages.training.optimization import TrainParameters
 
 LOG = logging.getLogger(__name__)
 
-TRAIN_CURVE = Path("metrics/plots/train_loss.csv")
-VALIDATION_CURVE = Path("metrics/plots/validation_loss.csv")
 METRICS_FILE = Path("metrics/evaluate.json")
 SAMPLES_FILE = Path("metrics/samples.csv")
 POSITIONS_FILE = Path("metrics/plots/accuracy_by_position.csv")
