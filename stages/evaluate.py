@@ -114,6 +114,7 @@ def main() -> None:
     if required:
         check_store()
     model, vocabulary = read_model()
+    trained_from = read_provenance()
     metadata = read_metadata()
     split, examples = held_out(metadata, model.network.config.context_length)
     check_targets(split, metadata)
@@ -124,22 +125,15 @@ def main() -> None:
     scores = score(model, examples, parameters.batch_size)
     samples = complete_rows(model, examples, vocabulary.eos_id, parameters)
     metrics = {"split": split, **summarise(scores, metadata.splits[split], samples)}
-    write_json(METRICS_FILE, metrics)
-    readable = decode_samples(samples[: parameters.samples], vocabulary)
-    write_table(SAMPLES_FILE, ["prompt", "expected", "completion", "exact_match"], readable)
     labels = token_labels(vocabulary)
-    accuracy, confusions = accuracy_by_position(scores), confusion_matrix(scores, labels)
-    write_table(POSITIONS_FILE, ["position", "accuracy", "tokens"], accuracy)
-    write_table(CONFUSIONS_FILE, ["truth", "prediction", "count"], confusions)
     completions_only = metadata.loss_on == "completion"
     shown = look_inside(model, examples, samples, vocabulary, labels, completions_only=completions_only)
-    write_report(shown, metrics)
-    curves = draw_curves([(position, share) for position, share, _ in accuracy], confusions)
-    pictures = [*write_pictures(PICTURES_FOLDER / "curves", curves)]
-    pictures += write_pictures(PICTURES_FOLDER / "model", model_pictures(shown))
-    paths = [METRICS_FILE, SAMPLES_FILE, POSITIONS_FILE, CONFUSIONS_FILE, REPORT_FILE, *pictures]
+
+    readable = decode_samples(samples[: parameters.samples], vocabulary)
+    paths = write_results(metrics, readable, accuracy_by_position(scores), confusion_matrix(scores, labels), shown)
+
     evaluation = Evaluation(stage_provenance("evaluate"), metrics, describe_run(metrics, readable), paths)
-    run = log_evaluation(read_provenance(), evaluation, DATASET_FOLDER, required=required)
+    run = log_evaluation(trained_from, evaluation, DATASET_FOLDER, required=required)
     if run is not None:
         prompt = vocabulary.decode(samples[0].prompt) if samples else ""
         log_model(run, prompt, register_as)
@@ -308,10 +302,24 @@ def look_inside(
     return show(model.network, texts, labels, answers=answers)
 
 
-def write_report(shown: Shown, metrics: dict[str, Any]) -> None:
-    """Write the page that a person opens."""
+def write_results(
+    metrics: dict[str, Any],
+    samples: list[tuple[str, str, str, bool]],
+    accuracy: list[tuple[int, float, int]],
+    confusions: list[Confusion],
+    shown: Shown,
+) -> list[Path]:
+    """Write figures, tables, the page that a person opens, and pictures; return the files."""
+    write_json(METRICS_FILE, metrics)
+    write_table(SAMPLES_FILE, ["prompt", "expected", "completion", "exact_match"], samples)
+    write_table(POSITIONS_FILE, ["position", "accuracy", "tokens"], accuracy)
+    write_table(CONFUSIONS_FILE, ["truth", "prediction", "count"], confusions)
     with atomic_file(REPORT_FILE) as file:
         file.write(render(shown, metrics).encode())
+    curves = draw_curves([(position, share) for position, share, _ in accuracy], confusions)
+    pictures = write_pictures(PICTURES_FOLDER / "curves", curves)
+    pictures += write_pictures(PICTURES_FOLDER / "model", model_pictures(shown))
+    return [METRICS_FILE, SAMPLES_FILE, POSITIONS_FILE, CONFUSIONS_FILE, REPORT_FILE, *pictures]
 
 
 def draw_curves(accuracy: Curve, confusions: list[Confusion]) -> dict[str, bytes]:
