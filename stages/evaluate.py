@@ -18,9 +18,8 @@ from stages.artifacts.atomic import atomic_file
 from stages.artifacts.metrics_json import write_json
 from stages.artifacts.model_weights import SavedModel, read_model
 from stages.artifacts.pictures import write_pictures
-from stages.artifacts.table_csv import read_numbers, write_table
+from stages.artifacts.table_csv import TRAIN_CURVE, VALIDATION_CURVE, read_numbers, write_table
 from stages.artifacts.token_shards import DATASET_FOLDER, DatasetMetadata, SplitMetadata, read_metadata
-from stages.artifacts.vocabulary_json import VOCABULARY_FILE, read_vocabulary
 from stages.core.accuracy import (
     bits_per_byte,
     count_correct,
@@ -39,9 +38,10 @@ from stages.dataset import open_examples
 from stages.errors import UserError
 from stages.model_registry import log_model
 from stages.parameters import read_section
-from stages.provenance import Provenance, md5, read_provenance, stage_provenance
+from stages.provenance import read_provenance, stage_provenance
 from stages.report.description import describe_run
-from stages.report.labels import TokenLabels
+from stages.report.figures import scored_rows
+from stages.report.labels import token_labels
 from stages.report.page import render
 from stages.report.pictures import Confusion, Curve, curve_pictures, model_pictures
 from stages.report.shown import Shown, choose, read_text, show
@@ -51,8 +51,6 @@ from stages.training.optimization import TrainParameters
 
 LOG = logging.getLogger(__name__)
 
-TRAIN_CURVE = Path("metrics/plots/train_loss.csv")
-VALIDATION_CURVE = Path("metrics/plots/validation_loss.csv")
 METRICS_FILE = Path("metrics/evaluate.json")
 SAMPLES_FILE = Path("metrics/samples.csv")
 POSITIONS_FILE = Path("metrics/plots/accuracy_by_position.csv")
@@ -115,13 +113,11 @@ def main() -> None:
     required = runtime.tracking == "required"
     if required:
         check_store()
-    model = read_model()
-    vocabulary = read_vocabulary()
-    metadata = read_metadata()
+    model, vocabulary = read_model()
     trained_from = read_provenance()
-    check_fit(model, vocabulary)
-    check_origin(trained_from)
+    metadata = read_metadata()
     split, examples = held_out(metadata, model.network.config.context_length)
+    check_targets(split, metadata)
     device = runtime.torch_device()
     LOG.info("scoring %s on %s, with %d threads", split, device, torch.get_num_threads())
     model.network.to(device)
@@ -129,19 +125,13 @@ def main() -> None:
     scores = score(model, examples, parameters.batch_size)
     samples = complete_rows(model, examples, vocabulary.eos_id, parameters)
     metrics = {"split": split, **summarise(scores, metadata.splits[split], samples)}
-    write_json(METRICS_FILE, metrics)
+    labels = token_labels(vocabulary)
+    completions_only = metadata.loss_on == "completion"
+    shown = look_inside(model, examples, samples, vocabulary, labels, completions_only=completions_only)
+
     readable = decode_samples(samples[: parameters.samples], vocabulary)
-    write_table(SAMPLES_FILE, ["prompt", "expected", "completion", "exact_match"], readable)
-    labels = TokenLabels(vocabulary)
-    accuracy, confusions = accuracy_by_position(scores), confusion_matrix(scores, labels)
-    write_table(POSITIONS_FILE, ["position", "accuracy", "tokens"], accuracy)
-    write_table(CONFUSIONS_FILE, ["truth", "prediction", "count"], confusions)
-    shown = look_inside(model, examples, samples, vocabulary, completions_only=metadata.loss_on == "completion")
-    write_report(shown, metrics)
-    curves = draw_curves([(position, share) for position, share, _ in accuracy], confusions)
-    pictures = [*write_pictures(PICTURES_FOLDER / "curves", curves)]
-    pictures += write_pictures(PICTURES_FOLDER / "model", model_pictures(shown))
-    paths = [METRICS_FILE, SAMPLES_FILE, POSITIONS_FILE, CONFUSIONS_FILE, REPORT_FILE, *pictures]
+    paths = write_results(metrics, readable, accuracy_by_position(scores), confusion_matrix(scores, labels), shown)
+
     evaluation = Evaluation(stage_provenance("evaluate"), metrics, describe_run(metrics, readable), paths)
     run = log_evaluation(trained_from, evaluation, DATASET_FOLDER, required=required)
     if run is not None:
@@ -149,35 +139,6 @@ def main() -> None:
         log_model(run, prompt, register_as)
     if not quiet:
         print(describe(metrics))
-
-
-def check_fit(model: SavedModel, vocabulary: Vocabulary) -> None:
-    """Refuse a vocabulary that the model was not trained with.
-
-    Raises:
-        UserError: they differ in size.
-    """
-    expected = model.network.config.vocabulary_size
-    if vocabulary.size != expected:
-        message = (
-            f"data/vocabulary.json: found {vocabulary.size} tokens, but data/model/ was trained with {expected}: they come "
-            "from different runs; type `dvc repro`"
-        )
-        raise UserError(message)
-
-
-def check_origin(trained_from: Provenance) -> None:
-    """Refuse a vocabulary that has the right size and other words.
-
-    Raises:
-        UserError: it is not the one that the model was trained with.
-    """
-    if trained_from.dependencies.get(str(VOCABULARY_FILE)) != md5(VOCABULARY_FILE):
-        message = (
-            f"{VOCABULARY_FILE}: different from the one that data/model/ was trained with; type `dvc repro`, or "
-            "`dvc checkout` to bring back what belongs together"
-        )
-        raise UserError(message)
 
 
 def held_out(metadata: DatasetMetadata, context_length: int) -> tuple[Split, Examples]:
@@ -191,6 +152,24 @@ def held_out(metadata: DatasetMetadata, context_length: int) -> tuple[Split, Exa
         if examples is not None:
             return split, examples
     raise UserError("data/dataset/: no split has rows; type `dvc repro --force build_dataset`")
+
+
+def check_targets(split: Split, metadata: DatasetMetadata) -> None:
+    """Refuse a split in which there is nothing to score.
+
+    Raises:
+        UserError: none of its rows has a target.
+    """
+    if metadata.splits[split].scored_tokens:
+        return
+    fixes = {
+        "completion": "set dataset.loss_on: all in params.yaml, or give these rows completions",
+        "all": "give these rows words",
+    }
+    raise UserError(
+        f"data/dataset/: none of the {metadata.splits[split].rows:,} {split} rows has a token to score with "
+        f"dataset.loss_on: {metadata.loss_on}; {fixes[metadata.loss_on]}"
+    )
 
 
 @torch.inference_mode()
@@ -226,7 +205,8 @@ def complete_rows(model: SavedModel, examples: Examples, eos_id: int, parameters
     """Complete the prompts of a split greedily: all of those that have a completion, else the first halves of some texts."""
     rows = examples.rows_with_completion()
     if len(rows) == 0:
-        rows = np.arange(min(parameters.samples, len(examples.spans.completion_starts)))
+        # White space has no words: such a text is <EOS> alone, without halves.
+        rows = np.flatnonzero(np.diff(examples.spans.row_offsets) > 1)[: parameters.samples]
     pairs = [examples.prompt_and_rest(int(row)) for row in rows]
     longest = parameters.max_new_tokens or max((len(rest) for _, rest in pairs), default=1)
     # Prompts of like length share a batch, which saves padding.
@@ -254,15 +234,11 @@ def summarise(scores: Scores, metadata: SplitMetadata, samples: list[Sample]) ->
     Raises:
         UserError: the loss is infinite or not a number.
     """
-    loss = scores.nats / max(1, scores.tokens)
-    figures = {
-        "rows": metadata.rows,
-        "tokens": scores.tokens,
-        "loss": loss,
-        "perplexity": perplexity(loss),
-        "bits_per_byte": bits_per_byte(scores.nats, metadata.scored_bytes),
-        "next_token_accuracy": scores.correct / max(1, scores.tokens),
-    }
+    loss = scores.nats / scores.tokens
+    figures = {"rows": metadata.rows, "tokens": scores.tokens, "loss": loss, "perplexity": perplexity(loss)}
+    if metadata.scored_bytes:  # the <EOS> of a row of one word, its only target, stands for none
+        figures["bits_per_byte"] = bits_per_byte(scores.nats, metadata.scored_bytes)
+    figures["next_token_accuracy"] = scores.correct / scores.tokens
     if scores.completion_tokens:
         figures["completion_token_accuracy"] = scores.completion_correct / scores.completion_tokens
         figures["completion_exact_match"] = sum(sample.exact for sample in samples) / len(samples)
@@ -285,7 +261,7 @@ def accuracy_by_position(scores: Scores) -> list[tuple[int, float, int]]:
     ]
 
 
-def confusion_matrix(scores: Scores, labels: TokenLabels) -> list[Confusion]:
+def confusion_matrix(scores: Scores, labels: list[str]) -> list[Confusion]:
     """Return how often each token was predicted in place of each, among the tokens that were mistaken most.
 
     Where there are few of them, those that were scored most often keep them company.
@@ -302,7 +278,13 @@ def confusion_matrix(scores: Scores, labels: TokenLabels) -> list[Confusion]:
 
 
 def look_inside(
-    model: SavedModel, examples: Examples, samples: list[Sample], vocabulary: Vocabulary, *, completions_only: bool
+    model: SavedModel,
+    examples: Examples,
+    samples: list[Sample],
+    vocabulary: Vocabulary,
+    labels: list[str],
+    *,
+    completions_only: bool,
 ) -> Shown:
     """Read some of the completed rows again, watching what the model does."""
     answers = model.prompts_end_with_eos
@@ -317,13 +299,27 @@ def look_inside(
         )
         for sample in (samples[index] for index in choose([sample.exact or not answers for sample in samples]))
     ]
-    return show(model.network, texts, TokenLabels(vocabulary), answers=answers)
+    return show(model.network, texts, labels, answers=answers)
 
 
-def write_report(shown: Shown, metrics: dict[str, Any]) -> None:
-    """Write the page that a person opens."""
+def write_results(
+    metrics: dict[str, Any],
+    samples: list[tuple[str, str, str, bool]],
+    accuracy: list[tuple[int, float, int]],
+    confusions: list[Confusion],
+    shown: Shown,
+) -> list[Path]:
+    """Write figures, tables, the page that a person opens, and pictures; return the files."""
+    write_json(METRICS_FILE, metrics)
+    write_table(SAMPLES_FILE, ["prompt", "expected", "completion", "exact_match"], samples)
+    write_table(POSITIONS_FILE, ["position", "accuracy", "tokens"], accuracy)
+    write_table(CONFUSIONS_FILE, ["truth", "prediction", "count"], confusions)
     with atomic_file(REPORT_FILE) as file:
         file.write(render(shown, metrics).encode())
+    curves = draw_curves([(position, share) for position, share, _ in accuracy], confusions)
+    pictures = write_pictures(PICTURES_FOLDER / "curves", curves)
+    pictures += write_pictures(PICTURES_FOLDER / "model", model_pictures(shown))
+    return [METRICS_FILE, SAMPLES_FILE, POSITIONS_FILE, CONFUSIONS_FILE, REPORT_FILE, *pictures]
 
 
 def draw_curves(accuracy: Curve, confusions: list[Confusion]) -> dict[str, bytes]:
@@ -340,10 +336,9 @@ def draw_curves(accuracy: Curve, confusions: list[Confusion]) -> dict[str, bytes
 
 def describe(metrics: dict[str, Any]) -> str:
     """Return the figures as a line for people."""
-    note = ", which the model was trained on: nothing is held out" if metrics["split"] == "train" else ""
     names = ("loss", "next_token_accuracy", "completion_exact_match")
     figures = ", ".join(f"{name} {metrics[name]:.4f}" for name in names if name in metrics)
-    return f"scored {metrics['rows']:,} {metrics['split']} rows{note}: {figures} -> {METRICS_FILE}"
+    return f"scored {scored_rows(metrics)}: {figures} -> {METRICS_FILE}"
 
 
 def _text(token_ids: list[int], eos_id: int) -> list[int]:

@@ -7,12 +7,13 @@ from stages import command_line  # first, for a Ctrl-C while the others are impo
 import argparse
 import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 from tokenizers.decoders import DecodeStream
 
 from stages.artifacts.model_weights import read_model
-from stages.artifacts.vocabulary_json import VOCABULARY_FILE, read_vocabulary
+from stages.artifacts.vocabulary_json import VOCABULARY_FILE
 from stages.core.generation import Sampling, generate, stream
 from stages.core.vocabulary import Vocabulary
 from stages.errors import UserError
@@ -24,8 +25,7 @@ BATCH_SIZE = 32
 def main() -> None:
     """Complete the prompts given on the command line, in a file or on standard input, one a line."""
     options = parse_options()
-    model = read_model(options.model)
-    vocabulary = read_vocabulary(options.vocabulary)
+    model, vocabulary = read_model(options.model, options.vocabulary)
     sampling = Sampling(options.temperature, options.top_k, options.top_p, options.seed)
     prompts = [
         model.prompt_ids(vocabulary.encode_prompt(text), vocabulary.eos_id)
@@ -73,21 +73,26 @@ def read_lines(file: Path | None) -> list[str]:
     """Read one prompt a line, from --file or standard input.
 
     Raises:
-        UserError: the file cannot be read.
+        UserError: it cannot be read.
     """
-    if file is None:
-        return sys.stdin.read().splitlines()
     try:
-        return file.read_text(encoding="utf-8").splitlines()
+        with file.open(encoding="utf-8") if file else nullcontext(sys.stdin) as lines:
+            return [line.removesuffix("\n") for line in lines]
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{file}: cannot be read: {error}") from None
+        raise UserError(f"{file or 'standard input'}: cannot be read: {error}") from None
 
 
 def text_pieces(token_ids: Iterator[int], vocabulary: Vocabulary) -> Iterator[str]:
     """Yield the text as it grows; a character whose bytes are not all there yet waits for the rest of them."""
     decoder = DecodeStream(skip_special_tokens=True)
+    chosen: list[int] = []
+    printed = 0
     for token_id in token_ids:
-        yield decoder.step(vocabulary.tokenizer, token_id) or ""
+        piece = decoder.step(vocabulary.tokenizer, token_id) or ""
+        chosen.append(token_id)
+        printed += len(piece)
+        yield piece
+    yield vocabulary.decode(chosen)[printed:]  # bytes whose rest never came
 
 
 if __name__ == "__main__":

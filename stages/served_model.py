@@ -15,7 +15,6 @@ from mlflow.pyfunc.model import PythonModel, PythonModelContext
 from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
 
 from stages.artifacts.model_weights import SavedModel, read_model
-from stages.artifacts.vocabulary_json import read_vocabulary
 from stages.core.generation import Sampling, generate
 from stages.core.vocabulary import Vocabulary
 from stages.errors import UserError
@@ -47,8 +46,8 @@ class CompletionModel(PythonModel):
 
     def load_context(self, context: PythonModelContext) -> None:
         """Read the weights and the vocabulary that were logged."""
-        self._model = read_model(Path(context.artifacts["model"]))
-        self._vocabulary = read_vocabulary(Path(context.artifacts["vocabulary"]))
+        model, vocabulary = (Path(context.artifacts[name]) for name in ("model", "vocabulary"))
+        self._model, self._vocabulary = read_model(model, vocabulary)
 
     def predict(  # type: ignore[override] # MLflow passes the context only to who asks for it
         self, model_input: pd.DataFrame, params: dict[str, Any] | None = None

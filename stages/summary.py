@@ -13,7 +13,7 @@ from rich.text import Text
 from stages import command_line
 from stages.artifacts.metrics_json import read_json
 from stages.provenance import MODEL_FOLDER, read_provenance
-from stages.report.figures import FIGURES, figure_text
+from stages.report.figures import FIGURES, figure_text, scored_rows
 from stages.run_names import run_name
 
 METRICS = (Path("metrics/evaluate.json"), Path("metrics/train.json"))
@@ -44,17 +44,16 @@ def main() -> None:
 
 def made(metrics: dict[str, Any], committed: dict[str, Any]) -> list[tuple[str, str]]:
     """Return what there is: the model, its figures and their change, and where to look."""
-    note = ": nothing is held out" if metrics["split"] == "train" else ""
     return [
         ("model", f"{MODEL_FOLDER}/"),
-        ("scored on", f"{metrics['rows']:,} {metrics['split']} rows{note}"),
+        ("scored on", scored_rows(metrics)),
         *(
             (label, f"{figure_text(metrics[name]):<14}{change(metrics[name], committed.get(name))}")
             for name, label in (FIGURES | TRAINING_FIGURES).items()
             if name in metrics
         ),
         ("report", "metrics/report.html"),
-        ("MLflow run", run_name(read_provenance().fingerprint) or "trained elsewhere"),
+        ("MLflow run", run_name(read_provenance().fingerprint) or "none recorded here"),
     ]
 
 

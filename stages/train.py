@@ -11,7 +11,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from stages.artifacts.metrics_json import write_json
 from stages.artifacts.model_weights import SavedModel, write_model
-from stages.artifacts.table_csv import write_table
+from stages.artifacts.table_csv import TRAIN_CURVE, VALIDATION_CURVE, write_table
 from stages.artifacts.token_shards import DATASET_FOLDER, read_metadata
 from stages.artifacts.vocabulary_json import VOCABULARY_FILE
 from stages.core.transformer import ModelParameters, Transformer, TransformerConfig
@@ -28,8 +28,6 @@ from stages.training.resume import CheckpointFolder
 from stages.training.system_metrics import record_system_metrics
 
 METRICS_FILE = Path("metrics/train.json")
-TRAIN_CURVE = Path("metrics/plots/train_loss.csv")
-VALIDATION_CURVE = Path("metrics/plots/validation_loss.csv")
 
 
 def main() -> None:

@@ -150,11 +150,13 @@ CASES = [
     artifact("a model's configuration that is none", "evaluate", "data/model/config.json", "{}", "not a model's configuration"),
     Case("a model of another shape", "evaluate", ["data/model/model.safetensors: does not fit config.json beside it"],
          {"data/model/config.json": "SHAPE"}),
-    artifact("a vocabulary of another size", "evaluate", "data/vocabulary.json", "LARGER", "different runs", "dvc repro"),
+    artifact("a vocabulary of another size", "evaluate", "data/vocabulary.json", "LARGER", "different", "dvc repro"),
     artifact("a vocabulary of another run", "evaluate", "data/vocabulary.json", "RENAMED", "different", "dvc repro"),
     artifact("a store that is none", "train", "mlflow.db", b"not a database" * 100, "cannot be opened"),
     # The commands for people.
     Case("an unknown word in a question", "generate", ["'RNN' (word 3)", "nearest known: 'CNN'"], arguments=["what is RNN"]),
+    Case("a question in words of another run", "generate", ["data/vocabulary.json: different", "dvc repro"],
+         {"data/vocabulary.json": "RENAMED"}, arguments=["what is CNN"]),
     Case("no such file of questions", "generate", ["none.txt", "cannot be read"], arguments=["--file", "none.txt"]),
     Case("a length of none", "generate", ["--max-tokens: found 0", "1 or more"], arguments=["x", "--max-tokens", "0"]),
 ]  # fmt: skip

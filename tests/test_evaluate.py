@@ -8,10 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from stages.artifacts.model_weights import SavedModel
-from stages.artifacts.token_shards import SplitMetadata
+from stages.artifacts.token_shards import DatasetMetadata, SplitMetadata
 from stages.core.examples import Examples
+from stages.core.rows import count_scored, encode_rows
 from stages.core.transformer import Transformer
 from stages.core.vocabulary import VocabularyParameters, build_vocabulary
 from stages.core.windows import DatasetParameters, RowSpans
@@ -19,15 +22,16 @@ from stages.errors import UserError
 from stages.evaluate import (
     CONFUSED_TOKENS,
     EvaluateParameters,
-    check_fit,
+    check_targets,
     complete_rows,
     confusion_matrix,
     decode_samples,
     describe,
+    look_inside,
     score,
     summarise,
 )
-from stages.report.labels import TokenLabels
+from stages.report.labels import token_labels
 from tests.training.conftest import EOS_ID, VOCABULARY_SIZE, examples, network
 
 
@@ -76,12 +80,20 @@ def test_the_confusion_matrix_holds_what_was_mistaken_most_and_is_whole_where_it
         VocabularyParameters(tokenizer="word", size=1, unknown_token=False), [[" ".join(map(str, range(30)))]]
     )
     scores = score(saved(network()), examples(), 4)
-    few = confusion_matrix(scores, TokenLabels(vocabulary))
+    few = confusion_matrix(scores, token_labels(vocabulary))
     assert sum(count for *_, count in few) == scores.tokens
     assert sum(count for truth, prediction, count in few if truth == prediction) == scores.correct
     mistaken = {(token, token + 1): 100 - token for token in range(29)}
-    many = confusion_matrix(replace(scores, pairs=Counter({(29, 29): 1000} | mistaken)), TokenLabels(vocabulary))
+    many = confusion_matrix(replace(scores, pairs=Counter({(29, 29): 1000} | mistaken)), token_labels(vocabulary))
     assert many == [(str(token), str(token + 1), 100 - token) for token in range(CONFUSED_TOKENS - 1)]
+
+
+def test_tokens_that_begin_alike_are_not_taken_for_each_other() -> None:
+    words = VocabularyParameters(tokenizer="word", size=1, unknown_token=False)
+    vocabulary = build_vocabulary(words, [["internationalised internationalisation"]])
+    scores = score(saved(network()), examples(), 4)
+    confusions = confusion_matrix(replace(scores, pairs=Counter({(0, 1): 3, (1, 1): 2})), token_labels(vocabulary))
+    assert confusions == [("internationalis… #0", "internationalis… #1", 3), ("internationalis… #1",) * 2 + (2,)]
 
 
 def test_a_completion_is_right_only_with_its_end() -> None:
@@ -115,15 +127,54 @@ def test_plain_text_has_samples_but_no_completion_figures() -> None:
     assert not [name for name in summarise(score(model, split, 4), metadata(), samples) if "completion" in name]
 
 
-def test_a_model_and_a_vocabulary_of_different_runs_are_refused() -> None:
-    words = VocabularyParameters(tokenizer="word", size=8000, unknown_token=False)
-    with pytest.raises(UserError, match="found 3 tokens, but data/model/ was trained with 11"):
-        check_fit(saved(network()), build_vocabulary(words, [["a b"]]))
+ROW = st.lists(st.sampled_from(["a", "b", " "]), min_size=1, max_size=12).map("".join)
+
+
+@settings(max_examples=30)
+@given(
+    texts=st.lists(ROW, min_size=1, max_size=4),
+    tokenizer=st.sampled_from(["word", "character", "bpe"]),
+    packing=st.sampled_from(["rows", "stream"]),
+)
+def test_any_plain_text_is_scored_completed_and_shown(texts: list[str], tokenizer: str, packing: str) -> None:
+    """Also one of white space, and one of a single word."""
+    of_tokens = {"tokenizer": tokenizer, "size": 257, "unknown_token": False}
+    vocabulary = build_vocabulary(VocabularyParameters.model_validate(of_tokens), [[*texts, "a b"]])
+    dataset = DatasetParameters.model_validate({"packing": packing, "loss_on": "all", "stride": None})
+    cells = [cell for text in texts for cell in (text, "")]
+    rows = encode_rows(vocabulary, cells)
+    offsets = np.cumsum([0, *rows.row_lengths])
+    split = Examples(rows.token_ids, RowSpans(offsets, offsets[1:]), dataset, 8, vocabulary.eos_id)
+    counted = count_scored(vocabulary, cells, rows, dataset, begins_split=True)
+    model = saved(network(vocabulary_size=vocabulary.size))
+
+    scores = score(model, split, 4)
+    assert scores.tokens == counted.tokens
+    samples = complete_rows(model, split, vocabulary.eos_id, parameters())
+    halves = [row for row, length in enumerate(rows.row_lengths) if length > 1]
+    assert [sample.row for sample in samples] == halves[:3]
+    assert look_inside(model, split, samples, vocabulary, token_labels(vocabulary), completions_only=False).points
+    if counted.tokens:
+        figures = summarise(scores, metadata(counted.bytes), samples)
+        assert ("bits_per_byte" in figures) == (counted.bytes > 0)
+
+
+@pytest.mark.parametrize(
+    ("loss_on", "fix"), [("completion", "set dataset.loss_on: all"), ("all", "give these rows words")]
+)
+def test_a_split_without_a_target_is_refused(loss_on: str, fix: str) -> None:
+    dataset = DatasetMetadata.model_validate(
+        {"vocabulary_size": VOCABULARY_SIZE, "eos_id": EOS_ID, "packing": "rows", "loss_on": loss_on, "stride": None}
+        | {"splits": {"test": {"rows": 9, "tokens": 9, "scored_tokens": 0, "scored_bytes": 0, "sha256": "0"}}}
+    )
+    with pytest.raises(UserError, match=rf"none of the 9 test rows has .* dataset.loss_on: {loss_on}; {fix}"):
+        check_targets("test", dataset)
 
 
 def test_scoring_training_rows_is_said() -> None:
-    assert "trained on" in describe({"split": "train", "rows": 2, "loss": 0.1})
-    assert "trained on" not in describe({"split": "test", "rows": 2, "loss": 0.1})
+    figures = {"split": "train", "rows": 2, "loss": 0.1}
+    assert describe(figures).startswith("scored 2 train rows, as nothing is held out: loss 0.1000")
+    assert describe(figures | {"split": "test"}).startswith("scored 2 test rows: loss 0.1000")
 
 
 def test_samples_are_readable() -> None:

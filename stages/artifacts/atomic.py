@@ -16,7 +16,7 @@ PARTIAL_SUFFIX = ".partial"
 def atomic_file(path: Path) -> Iterator[BinaryIO]:
     """Open a temporary file beside ``path`` that takes its name when the block ends, and is deleted if the block fails.
 
-    A killed process leaves ``path`` as it was; what it left under the temporary name, the next write replaces.
+    A killed process leaves ``path`` as it was; what it left under the temporary name, the next write of ``path`` replaces.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + PARTIAL_SUFFIX)

@@ -1,4 +1,7 @@
-"""data/model/: model.safetensors, config.json, and provenance.json, which says what the model was made from."""
+"""data/model/: model.safetensors, config.json, and provenance.json, which says what the model was made from.
+
+model.safetensors is deleted first and appears last: a model without its weights is unfinished.
+"""
 
 import logging
 from collections.abc import Sequence
@@ -11,9 +14,11 @@ from safetensors.torch import load_file, save
 
 from stages.artifacts.atomic import atomic_file
 from stages.artifacts.metrics_json import read_json, write_json
+from stages.artifacts.vocabulary_json import VOCABULARY_FILE, read_vocabulary
 from stages.core.transformer import Transformer, TransformerConfig
+from stages.core.vocabulary import Vocabulary
 from stages.errors import UserError
-from stages.provenance import MODEL_FOLDER, PROVENANCE_FILE, Provenance
+from stages.provenance import MODEL_FOLDER, PROVENANCE_FILE, Provenance, md5, read_provenance
 
 LOG = logging.getLogger(__name__)
 
@@ -46,24 +51,39 @@ class SavedModel:
 
 
 def write_model(folder: Path, model: SavedModel, provenance: Provenance) -> None:
-    """Write a model; the weights last, so that their presence says that all is there."""
+    """Write a model; a process killed meanwhile leaves the old one, or none that can be read.
+
+    Raises:
+        OSError: it cannot be written, as on a full disk.
+    """
     network = model.network
     weights = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
     if network.config.tie_embeddings:
         del weights[TIED]
     config = ModelConfig(architecture=network.config, prompts_end_with_eos=model.prompts_end_with_eos)
-    write_json(folder / CONFIG, config.model_dump())
-    write_json(folder / PROVENANCE_FILE, provenance.model_dump())
     with atomic_file(folder / WEIGHTS) as file:
         file.write(save(weights))
+        file.flush()  # a full disk is told while the old model is whole
+        (folder / WEIGHTS).unlink(missing_ok=True)
+        write_json(folder / CONFIG, config.model_dump())
+        write_json(folder / PROVENANCE_FILE, provenance.model_dump())
 
 
-def read_model(folder: Path = MODEL_FOLDER) -> SavedModel:
-    """Read a model, in evaluation mode, on the CPU.
+def read_model(folder: Path = MODEL_FOLDER, vocabulary_file: Path = VOCABULARY_FILE) -> tuple[SavedModel, Vocabulary]:
+    """Read a model, in evaluation mode, on the CPU, and the vocabulary that it was trained with.
 
     Raises:
         UserError: a file is absent, damaged, or does not fit the others.
     """
+    model, vocabulary = _read_network(folder), read_vocabulary(vocabulary_file)
+    if read_provenance(folder).dependencies.get(str(VOCABULARY_FILE)) != md5(vocabulary_file):
+        here = (folder, vocabulary_file) == (MODEL_FOLDER, VOCABULARY_FILE)
+        fix = "type `dvc repro`" if here else "give the model's own with --vocabulary"
+        raise UserError(f"{vocabulary_file}: different from the one that {folder}/ was trained with; {fix}")
+    return model, vocabulary
+
+
+def _read_network(folder: Path) -> SavedModel:
     try:
         config = ModelConfig.model_validate(read_json(folder / CONFIG))
     except pydantic.ValidationError as error:

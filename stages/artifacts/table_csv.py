@@ -11,6 +11,9 @@ from stages.errors import UserError
 
 LOG = logging.getLogger(__name__)
 
+TRAIN_CURVE = Path("metrics/plots/train_loss.csv")
+VALIDATION_CURVE = Path("metrics/plots/validation_loss.csv")
+
 _FORMULA_BEGINS = ("=", "+", "-", "@", "\t", "\r")
 
 

@@ -28,7 +28,7 @@ class TokenScores(NamedTuple):
     """What the model made of each place."""
 
     nats: Tensor
-    """float64 [B, T]: -ln p(target); 0 where the place is not scored."""
+    """float64 [B, T], on the CPU, as not all devices know doubles: -ln p(target); 0 where the place is not scored."""
     predictions: Tensor
     """int64 [B, T]: the most likely token."""
 
@@ -50,7 +50,7 @@ def score_tokens(hidden: Tensor, output: nn.Linear, targets: Tensor) -> TokenSco
         logits = output(rows[some]).float()  # [at_once, V]
         nats.append(functional.cross_entropy(logits, row_targets[some], ignore_index=IGNORE_INDEX, reduction="none"))
         predictions.append(logits.argmax(dim=-1))
-    return TokenScores(torch.cat(nats).double().view_as(targets), torch.cat(predictions).view_as(targets))
+    return TokenScores(torch.cat(nats).cpu().double().view_as(targets), torch.cat(predictions).view_as(targets))
 
 
 def count_correct(predictions: Tensor, targets: Tensor, counted: Tensor) -> tuple[int, int]:

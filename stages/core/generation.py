@@ -253,7 +253,9 @@ class _Decoder:
         self.read_token = TokenReader(model)
 
     def run(self, max_new_tokens: int, sampling: Sampling) -> Iterator[list[tuple[int, int]]]:
-        draws = torch.stack([_draws(sequence, max_new_tokens, sampling.seed) for sequence in self.sequences])
+        draws = None
+        if sampling.temperature > 0:
+            draws = torch.stack([_draws(sequence, max_new_tokens, sampling.seed) for sequence in self.sequences])
         for step in range(max_new_tokens):
             rows = self.cached + self.sliding
             if not rows:
@@ -262,7 +264,7 @@ class _Decoder:
             if self.sliding:
                 hidden = torch.cat((hidden, self._read_windows()))
             logits = self.model.output(hidden)
-            if sampling.temperature == 0:
+            if draws is None:
                 token_ids = logits.argmax(dim=-1)
             else:
                 token_ids = sample(logits, sampling, draws[rows, step].to(self.device))

@@ -151,8 +151,14 @@ class Vocabulary:
         """Encode what a user typed: a word that is not known as it stands may differ in case from the only one meant.
 
         Raises:
-            UnusableTextError: a word or character is unknown and there is no <UNK>.
+            UnusableTextError: a word or character is unknown and there is no <UNK>, or the text is not Unicode.
         """
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            # Python writes a byte that is not UTF-8, and JSON may write half of a pair, as a surrogate.
+            found = f"character {error.start + 1} (U+{ord(text[error.start]):04X})"
+            raise UnusableTextError(f"{found} is not text: give the prompt in UTF-8", 0) from None
         if self.name != "word":
             return self.encode(text)
         known = self._text_token_ids

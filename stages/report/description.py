@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from stages.report.figures import FIGURES, figure_text
+from stages.report.figures import FIGURES, figure_text, scored_rows
 
 SAMPLES = 3
 MOST_CHARACTERS = 120
@@ -13,9 +13,8 @@ GAP = "&emsp;"
 
 def describe_run(metrics: Mapping[str, Any], samples: Sequence[tuple[str, str, str, bool]]) -> str:
     """Return a table of figures and some completions: prompt, expected, completion, whether they are the same."""
-    note = ", which the model was trained on" if metrics["split"] == "train" else ""
     lines = [
-        f"### Results on {metrics['rows']:,} {metrics['split']} rows{note}",
+        f"### Results on {scored_rows(metrics)}",
         "",
         f"| figure | {GAP}value |",
         "|---|---:|",

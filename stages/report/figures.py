@@ -1,5 +1,6 @@
 """The figures of metrics/evaluate.json as people read them."""
 
+from collections.abc import Mapping
 from typing import Any
 
 FIGURES = {
@@ -11,6 +12,12 @@ FIGURES = {
     "completion_exact_match": "completions right",
 }
 """Name -> label, the ones that matter first seen."""
+
+
+def scored_rows(metrics: Mapping[str, Any]) -> str:
+    """Say which rows the figures are of."""
+    note = ", as nothing is held out" if metrics["split"] == "train" else ""
+    return f"{metrics['rows']:,} {metrics['split']} rows{note}"
 
 
 def figure_text(value: Any) -> str:

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from stages.report.figures import FIGURES, figure_text
+from stages.report.figures import FIGURES, figure_text, scored_rows
 from stages.report.shown import Shown, Text
 
 TEMPLATE = Path(__file__).with_name("page.html")
@@ -30,7 +30,7 @@ def render(shown: Shown, metrics: Mapping[str, Any]) -> str:
         policy=f"default-src 'none'; style-src '{_digest(style)}'; script-src '{_digest(script)}'",
         style=style,
         script=script,
-        scored=html.escape(_scored(metrics)),
+        scored=html.escape(f"Scored on {scored_rows(metrics)}."),
         shape=html.escape(
             f"{parameters:,} parameters: layers {config.n_layers}, heads {config.n_heads}, width {config.d_model}, "
             f"context {config.context_length}, vocabulary {config.vocabulary_size:,}"
@@ -42,13 +42,6 @@ def render(shown: Shown, metrics: Mapping[str, Any]) -> str:
         ),
         limits=html.escape(f"To keep this page small it shows {shown.limits}." if shown.limits else ""),
         data=_json_in_html(_data(shown)),
-    )
-
-
-def _scored(metrics: Mapping[str, Any]) -> str:
-    rows = f"Scored on {metrics['rows']:,} {metrics['split']} rows"
-    return (
-        f"{rows}, which the model was trained on: nothing is held out." if metrics["split"] == "train" else f"{rows}."
     )
 
 

@@ -7,7 +7,6 @@ from torch import Tensor
 
 from stages.core.inspection import Reading, principal_plane, read_along, spread
 from stages.core.transformer import Transformer
-from stages.report.labels import TokenLabels
 
 TEXTS = 6
 TOKENS = 48
@@ -57,7 +56,8 @@ class Shown:
     layers: list[int]
     """Which layers, from 0."""
     heads: list[int]
-    labels: TokenLabels
+    labels: list[str]
+    """Of every token, by its id."""
     points: list[Point]
     positions: Tensor
     """What tells a token's place: [context_length, D], or of rotary positions the cosines, [context_length, H]."""
@@ -77,7 +77,7 @@ class Shown:
         if longest > shown + 1:
             said.append(f"the first {shown} tokens of texts of up to {longest:,}")
         if len(self.points) < config.vocabulary_size:
-            said.append(f"the first {len(self.points):,} of {config.vocabulary_size:,} tokens' embeddings")
+            said.append(f"the embeddings of {len(self.points):,} of {config.vocabulary_size:,} tokens")
         return "; ".join(said)
 
 
@@ -107,7 +107,7 @@ def choose(exact: Sequence[bool]) -> list[int]:
     return sorted(chosen + right[: TEXTS - len(chosen)])
 
 
-def show(network: Transformer, texts: list[Text], labels: TokenLabels, *, answers: bool) -> Shown:
+def show(network: Transformer, texts: list[Text], labels: list[str], *, answers: bool) -> Shown:
     """Choose what to show of a model that has read ``texts``."""
     config = network.config
     table = network.position_table.detach().cpu().float()

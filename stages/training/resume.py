@@ -28,7 +28,7 @@ from filelock import FileLock, Timeout
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
 
-from stages.artifacts.atomic import atomic_file
+from stages.artifacts.atomic import PARTIAL_SUFFIX, atomic_file
 from stages.errors import Stopped, UserError
 from stages.run_names import project_root
 from stages.training.data_module import Batch, TrainingPlan
@@ -75,6 +75,8 @@ class CheckpointFolder:
         with lock:
             try:
                 holder.write_text(str(os.getpid()), encoding="utf-8")
+                for unfinished in self.path.glob(f"*{PARTIAL_SUFFIX}"):  # of a process that was killed
+                    unfinished.unlink()
                 yield
             finally:
                 if not self._all():

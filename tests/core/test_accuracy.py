@@ -4,10 +4,12 @@ import json
 import math
 import sys
 from collections import Counter
+from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from stages.core import accuracy
 from stages.core.accuracy import (
@@ -50,6 +52,28 @@ def test_scores_do_not_depend_on_how_many_are_scored_at_once(monkeypatch: pytest
     torch.testing.assert_close(whole.nats[scored], expected, atol=1e-6, rtol=1e-6)
     assert whole.nats[~scored].count_nonzero() == 0
     assert whole.nats.dtype == torch.float64
+
+
+class DeviceWithoutDoubles(TorchFunctionMode):
+    """Takes every tensor for one on Apple's GPU, which has no float64, until it is copied to the CPU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.on_cpu: list[Tensor] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is Tensor.double:
+            assert any(args[0] is tensor for tensor in self.on_cpu), "made a double on the device"
+        made = func(*args, **kwargs or {})
+        if func is Tensor.cpu:
+            self.on_cpu.append(made)
+        return made
+
+
+def test_doubles_are_made_on_the_cpu_alone() -> None:
+    hidden, output = torch.randn(3, 7, 8), nn.Linear(8, 11)
+    with DeviceWithoutDoubles():
+        assert score_tokens(hidden, output, torch.randint(11, (3, 7))).nats.dtype == torch.float64
 
 
 def test_perplexity() -> None:

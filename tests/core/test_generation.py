@@ -67,6 +67,14 @@ def test_batch_equals_one_by_one_equals_uncached(values: dict[str, Any]) -> None
         assert [generate(model, [prompt], eos_id, 20)[0] for prompt in PROMPTS] == expected
 
 
+def test_greedy_completions_draw_no_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "rand", None)
+    model = peaked(LLAMA)
+    assert generate(model, PROMPTS, 4, 20) == generate(model, PROMPTS, 4, 20, Sampling(seed=1))
+    with pytest.raises(TypeError):
+        generate(model, PROMPTS, 4, 20, Sampling(temperature=1.0))
+
+
 @pytest.mark.parametrize("sampling", SAMPLINGS)
 def test_neighbours_do_not_change_a_sample(sampling: Sampling) -> None:
     model = peaked(LLAMA)

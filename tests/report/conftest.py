@@ -5,7 +5,7 @@ import torch
 
 from stages.core.transformer import Transformer, TransformerConfig
 from stages.core.vocabulary import Vocabulary, VocabularyParameters, build_vocabulary
-from stages.report.labels import TokenLabels
+from stages.report.labels import token_labels
 from stages.report.shown import Shown, read_text, show
 
 HOSTILE = '<script>document.title="run"</script> $x_1^2$ & </textarea>'
@@ -42,7 +42,7 @@ def make_shown(
         )
         for prompt, completion in texts
     ]
-    return show(network, read, TokenLabels(vocabulary), answers=True)
+    return show(network, read, token_labels(vocabulary), answers=True)
 
 
 def encode(vocabulary: Vocabulary, text: str) -> list[int]:

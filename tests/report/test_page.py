@@ -1,16 +1,19 @@
 import json
 import re
 from html.parser import HTMLParser
+from typing import get_args
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from stages.core.inspection import principal_plane, spread
-from stages.core.vocabulary import VocabularyParameters, build_vocabulary
+from stages.core.vocabulary import TokenizerName, VocabularyParameters, build_vocabulary
 from stages.report.description import describe_run
-from stages.report.labels import TokenLabels
+from stages.report.labels import token_labels
 from stages.report.page import render
-from stages.report.shown import TEXTS, TOKENS, Shown, choose
+from stages.report.shown import POINTS, TEXTS, TOKENS, Shown, choose
 from tests.report.conftest import HOSTILE, METRICS, make_shown
 
 
@@ -76,6 +79,13 @@ def test_a_large_model_is_shown_in_part_and_the_page_says_so() -> None:
     assert len(page) < 400_000
 
 
+def test_of_many_embeddings_some_are_shown_and_those_of_the_texts() -> None:
+    words = [f"word{index}" for index in range(POINTS + 500)]
+    shown = make_shown([(" ".join(words), ""), (words[-1], "")])
+    assert len(shown.points) == POINTS + 2  # the last word and <EOS>
+    assert f"the embeddings of {POINTS + 2:,} of {POINTS + 501:,} tokens" in render(shown, METRICS)
+
+
 def test_wrong_answers_are_shown_beside_right_ones() -> None:
     assert choose([True] * 20) == list(range(TEXTS))
     assert choose([True] * 10 + [False] * 10) == [0, 1, 2, 10, 11, 12]
@@ -106,9 +116,19 @@ def test_spread_takes_the_first_and_the_last() -> None:
 def test_labels_show_white_space_and_bytes(tokenizer: str, text: str, labels: list[str]) -> None:
     parameters = VocabularyParameters.model_validate({"tokenizer": tokenizer, "size": 257, "unknown_token": False})
     vocabulary = build_vocabulary(parameters, [[text]])
-    names = TokenLabels(vocabulary)
+    names = token_labels(vocabulary)
     assert [names[token_id] for token_id in vocabulary.encode(text)] == labels
     assert names[vocabulary.eos_id] == "<EOS>"
+
+
+@pytest.mark.parametrize("tokenizer", get_args(TokenizerName))
+@given(texts=st.lists(st.text(" ␣\nU+0AÃé…", min_size=1, max_size=20), min_size=1))
+def test_no_two_labels_are_the_same(texts: list[str], tokenizer: TokenizerName) -> None:
+    parameters = VocabularyParameters(tokenizer=tokenizer, size=300, unknown_token=False)
+    vocabulary = build_vocabulary(parameters, [texts])
+    labels = token_labels(vocabulary)
+    assert len(set(labels)) == vocabulary.size
+    assert labels[vocabulary.eos_id] == "<EOS>"
 
 
 def test_a_description_holds_figures_and_samples_as_text() -> None:

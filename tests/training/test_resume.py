@@ -160,6 +160,16 @@ def test_a_process_that_trains_keeps_others_out() -> None:
     assert not folder.path.exists()
 
 
+def test_a_checkpoint_that_was_never_finished_is_deleted_at_the_next_start() -> None:
+    folder = broken_off(6)
+    kept = list(folder.path.glob("*.ckpt"))
+    unfinished = folder.path / "000000000006.ckpt.partial"
+    unfinished.touch()
+    with folder.held():
+        assert not unfinished.exists()
+    assert sorted(folder.path.glob("*.ckpt")) == sorted(kept)
+
+
 def test_restart_forgets_the_checkpoints_and_the_run() -> None:
     folder = broken_off(6)
     folder.remember_run("abc")

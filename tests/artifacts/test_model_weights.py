@@ -1,0 +1,105 @@
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from stages.artifacts import model_weights
+from stages.artifacts.model_weights import SavedModel, read_model, write_model
+from stages.artifacts.vocabulary_json import VOCABULARY_FILE, write_vocabulary
+from stages.core.vocabulary import VocabularyParameters, build_vocabulary
+from stages.errors import UserError
+from stages.provenance import MODEL_FOLDER, Provenance, md5, read_provenance
+from tests.training.conftest import network
+
+CHARACTERS = VocabularyParameters(tokenizer="character", size=8000, unknown_token=False)
+
+
+class Killed(BaseException):
+    """Ends a write as a signal would."""
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A working folder with the vocabulary of the letters a to j."""
+    monkeypatch.chdir(tmp_path)
+    write_letters("abcdefghij")
+
+
+def write_letters(letters: str, path: Path = VOCABULARY_FILE) -> None:
+    write_vocabulary(build_vocabulary(CHARACTERS, [[letters]]), path)
+
+
+def write(value: float) -> None:
+    """Write a model whose parameters are all ``value``, of a run that is named by it."""
+    model = network()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.fill_(value)
+    dependencies = {str(VOCABULARY_FILE): md5(VOCABULARY_FILE)}
+    provenance = Provenance(fingerprint=str(value), dependencies=dependencies, parameters={})
+    write_model(MODEL_FOLDER, SavedModel(model, prompts_end_with_eos=value > 1), provenance)
+
+
+def read() -> tuple[float, bool, str]:
+    """Return what tells the models of ``write`` apart, from each of the files."""
+    model, _ = read_model()
+    first_weight = float(model.network.output.weight[0, 0])
+    return first_weight, model.prompts_end_with_eos, read_provenance(MODEL_FOLDER).fingerprint
+
+
+def test_a_write_that_is_killed_leaves_the_old_model_or_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed before each of the three files takes its name."""
+    replace = Path.replace
+
+    def kill_before(nth: int) -> None:
+        places: Iterator[int] = iter(range(3))
+
+        def replace_or_die(self: Path, target: Path) -> Path:
+            if next(places) == nth:
+                raise Killed
+            return replace(self, target)
+
+        monkeypatch.setattr(Path, "replace", replace_or_die)
+
+    for nth in range(3):
+        write(1.0)
+        kill_before(nth)
+        with pytest.raises(Killed):
+            write(2.0)
+        monkeypatch.setattr(Path, "replace", replace)
+        with pytest.raises(UserError, match=r"model\.safetensors: not found; make it with `dvc repro`"):
+            read()
+    write(2.0)
+    assert read() == (2.0, True, "2.0")
+
+
+def test_a_disk_that_is_full_of_weights_leaves_the_old_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    write(1.0)
+
+    def fail(_: object) -> bytes:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(model_weights, "save", fail)
+    with pytest.raises(OSError, match="No space"):
+        write(2.0)
+    assert read() == (1.0, False, "1.0")
+
+
+@pytest.mark.parametrize("letters", ["abcdefghix", "abc"])
+def test_a_vocabulary_that_the_model_was_not_trained_with_is_refused(letters: str) -> None:
+    write(1.0)
+    write_letters(letters, Path("other.json"))
+    with pytest.raises(UserError, match=r"^other\.json: different .* data/model/ .*; give the model's own"):
+        read_model(MODEL_FOLDER, Path("other.json"))
+    assert read()
+    write_letters(letters)
+    with pytest.raises(UserError, match=r"^data/vocabulary\.json: different .* data/model/ .*; type `dvc repro`"):
+        read()
+
+
+def test_a_model_is_read_from_elsewhere_with_its_vocabulary(tmp_path: Path) -> None:
+    write(1.0)
+    Path("data").rename("elsewhere")
+    model, vocabulary = read_model(tmp_path / "elsewhere/model", Path("elsewhere/vocabulary.json"))
+    assert model.network.config.vocabulary_size == vocabulary.size
