@@ -85,7 +85,7 @@ class TrainingHistory(lightning.Callback):
         nats = pl_module.take_nats()
         loss = float(nats.sum()) / max(1, self._scored)
         if not math.isfinite(loss):
-            first_bad = int(torch.isfinite(nats).logical_not().nonzero()[0]) // self._plan.micro_batches
+            first_bad = int(torch.isfinite(nats).logical_not().nonzero()[0])
             before = self.curves.train_loss[-1][0] if self.curves.train_loss else 0
             message = (
                 f"the training loss became {float(nats[first_bad])} at step {before + 1 + first_bad} of {self._plan.steps}: "

@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 from torch._dynamo.utils import counters
@@ -6,6 +8,7 @@ from stages.core.transformer import Transformer
 from stages.errors import UserError
 from stages.training import fit as fit_module
 from stages.training.fit import fit
+from stages.training.lightning_module import LanguageModel
 from tests.training.conftest import examples, network, runtime_parameters, train, train_parameters
 
 
@@ -96,6 +99,23 @@ def test_a_loss_that_is_no_number_stops_the_training_and_names_the_step() -> Non
         next(model.parameters())[0] = float("nan")
     with pytest.raises(UserError, match="step 1 of 10"):
         train(model)
+
+
+@pytest.mark.parametrize("micro_batch_size", [None, 1])
+def test_the_step_that_is_named_is_the_first_bad_one(
+    micro_batch_size: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("stages.training.history.CURVE_POINTS", 1)
+    model = network()
+
+    class BadFrom(LanguageModel):
+        def _eager_loss(self, input_ids: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+            loss = super()._eager_loss(input_ids, targets)
+            return loss * math.inf if self.trainer.global_step == 6 else loss
+
+    monkeypatch.setattr(fit_module, "LanguageModel", BadFrom)
+    with pytest.raises(UserError, match="loss became inf at step 7 of 10"):
+        train(model, runtime={"micro_batch_size": micro_batch_size})
 
 
 def test_bf16_learns_like_fp32() -> None:
