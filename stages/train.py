@@ -12,7 +12,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from stages.artifacts.metrics_json import write_json
 from stages.artifacts.model_weights import SavedModel, write_model
 from stages.artifacts.table_csv import write_table
-from stages.artifacts.token_shards import DATASET_FOLDER, read_metadata
+from stages.artifacts.token_shards import DATASET_FOLDER, DatasetMetadata, read_metadata
 from stages.artifacts.vocabulary_json import VOCABULARY_FILE
 from stages.core.transformer import ModelParameters, Transformer, TransformerConfig
 from stages.dataset import open_examples
@@ -48,13 +48,13 @@ def main() -> None:
     validation = open_examples("validation", metadata, config.context_length)
     if training is None:
         raise UserError("data/dataset/: no training rows; lower split.validation and split.test in params.yaml")
-
+    check_scored(metadata)
     lightning.seed_everything(parameters.seed, verbose=False)
     network = Transformer(config)
     provenance = stage_provenance("train")
     checkpoints = CheckpointFolder(provenance.fingerprint)
     with checkpoints.held():
-        if options.restart:
+        if options.restart and is_first_device():
             checkpoints.restart()
         with record(provenance, checkpoints, runtime) as run:
             if is_first_device() and not options.quiet:
@@ -82,6 +82,23 @@ def main() -> None:
     if not options.quiet:
         figures = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items() if name.endswith("loss"))
         print(f"{trained.steps} steps of {metrics['parameters']:,} parameters: {figures} -> {MODEL_FOLDER}/")
+
+
+def check_scored(metadata: DatasetMetadata) -> None:
+    """Refuse a split whose loss would be that of nothing: 0, as if all were right.
+
+    Raises:
+        UserError: rows to train on, or rows to watch the training with, hold no target that carries loss.
+    """
+    for split in ("train", "validation"):
+        held = metadata.splits[split]
+        if held.rows and not held.scored_tokens:
+            message = (
+                f"data/dataset/: none of the {held.rows} row(s) of the {split} split has anything to score with "
+                f"dataset.loss_on: {metadata.loss_on}; give rows of that split a completion in the CSV "
+                "(data.completion_column), or set dataset.loss_on: all in params.yaml"
+            )
+            raise UserError(message)
 
 
 def is_first_device() -> bool:

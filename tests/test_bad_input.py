@@ -236,6 +236,29 @@ def test_a_mistake_is_told_and_nothing_is_lost(
     assert snapshot(project) == before
 
 
+@pytest.mark.parametrize(("split", "learnt"), [("train", ""), ("validation", "Great")])
+def test_a_split_in_which_nothing_is_scored_is_told_before_the_training(
+    split: str, learnt: str, project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (project / CSV).write_text(f"prompt,completion,part\nwhat is CNN,{learnt},train\nCNN is what,,validation\n")
+    text = (project / "params.yaml").read_text()
+    for old, new in (
+        ("column: null", "column: part"),
+        ("loss_on: all", "loss_on: completion"),
+        ("keep: last", "keep: best"),
+    ):
+        text = text.replace(old, new, 1)
+    (project / "params.yaml").write_text(text)
+    monkeypatch.setattr(sys, "argv", ["stage", "--quiet"])
+    runpy.run_module("stages.build_dataset", run_name="__main__")
+    before = snapshot(project)
+    said = call("train", [], monkeypatch, capsys)
+    assert f"none of the 1 row(s) of the {split} split has anything to score with dataset.loss_on: completion" in said
+    assert "set dataset.loss_on: all in params.yaml" in said
+    assert "Traceback" not in said
+    assert snapshot(project) == before
+
+
 def test_there_are_forty_cases() -> None:
     assert len(CASES) >= 40
 
