@@ -59,7 +59,7 @@ def main() -> None:
         with record(provenance, checkpoints, runtime) as run:
             if is_first_device() and not options.quiet:
                 print(f"MLflow run: {run.name}", flush=True)
-            with record_system_metrics(run.log_metrics, wanted=runtime.system_metrics and is_first_device()):
+            with record_system_metrics(run.log_sample, wanted=runtime.system_metrics and is_first_device()):
                 trained = fit(
                     network,
                     training,
