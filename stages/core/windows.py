@@ -18,6 +18,7 @@ from stages.core.parameter_model import ParameterModel
 from stages.errors import UserError
 
 IGNORE_INDEX = -100
+"""The target of a place that is not scored."""
 
 Integers = npt.NDArray[np.integer[Any]]
 Int64s = npt.NDArray[np.int64]

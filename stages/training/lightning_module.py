@@ -7,8 +7,9 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from stages.core.loss import IGNORE_INDEX, summed_loss
+from stages.core.loss import summed_loss
 from stages.core.transformer import Transformer
+from stages.core.windows import IGNORE_INDEX
 from stages.training.data_module import Batch, TrainingPlan
 from stages.training.optimization import TrainParameters, build_optimizer, learning_rate_factor
 
