@@ -21,7 +21,7 @@ from stages.parameters import read_section
 from stages.provenance import MODEL_FOLDER, Provenance, stage_provenance
 from stages.runtime import RuntimeParameters
 from stages.tracking import TrainingRun, UnrecordedRun, start_training_run
-from stages.training.fit import Trained, fit
+from stages.training.fit import Trained, fit, told_out_of_memory
 from stages.training.history import Curves
 from stages.training.optimization import TrainParameters
 from stages.training.resume import CheckpointFolder
@@ -50,7 +50,8 @@ def main() -> None:
         raise UserError("data/dataset/: no training rows; lower split.validation and split.test in params.yaml")
     check_scored(metadata)
     lightning.seed_everything(parameters.seed, verbose=False)
-    network = Transformer(config)
+    with told_out_of_memory("lower model.context_length, d_model or n_layers in params.yaml"):
+        network = Transformer(config)
     provenance = stage_provenance("train")
     checkpoints = CheckpointFolder(provenance.fingerprint)
     with checkpoints.held():
