@@ -136,7 +136,9 @@ def main() -> None:
     accuracy, confusions = accuracy_by_position(scores), confusion_matrix(scores, labels)
     write_table(POSITIONS_FILE, ["position", "accuracy", "tokens"], accuracy)
     write_table(CONFUSIONS_FILE, ["truth", "prediction", "count"], confusions)
-    shown = look_inside(model, examples, samples, vocabulary, completions_only=metadata.loss_on == "completion")
+    shown = look_inside(
+        model, examples, samples, vocabulary, completions_only=metadata.parameters.loss_on == "completion"
+    )
     write_report(shown, metrics)
     curves = draw_curves([(position, share) for position, share, _ in accuracy], confusions)
     pictures = [*write_pictures(PICTURES_FOLDER / "curves", curves)]

@@ -96,7 +96,7 @@ def check_scored(metadata: DatasetMetadata) -> None:
         if held.rows and not held.scored_tokens:
             message = (
                 f"data/dataset/: none of the {held.rows} row(s) of the {split} split has anything to score with "
-                f"dataset.loss_on: {metadata.loss_on}; give rows of that split a completion in the CSV "
+                f"dataset.loss_on: {metadata.parameters.loss_on}; give rows of that split a completion in the CSV "
                 "(data.completion_column), or set dataset.loss_on: all in params.yaml"
             )
             raise UserError(message)
