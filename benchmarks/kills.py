@@ -57,11 +57,11 @@ def digests(project: Project) -> dict[str, str]:
     }
 
 
-def start(project: Project, log: Path) -> subprocess.Popen[bytes]:
-    """Start `dvc repro` in a process group of its own."""
+def start(project: Project, log: Path, *command: str) -> subprocess.Popen[bytes]:
+    """Start a command, by default `dvc repro`, in a process group of its own."""
     with log.open("ab") as output:
         return subprocess.Popen(
-            ["dvc", "repro"],
+            command or ("dvc", "repro"),
             cwd=project.folder,
             env=clean_environment(),
             stdout=output,

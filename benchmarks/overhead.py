@@ -132,7 +132,7 @@ def main() -> None:
     with (
         workspace() as provenance,
         start_training_run(provenance, DATASET_FOLDER) as run,
-        record_system_metrics(run.log_metrics, wanted=runtime.system_metrics),
+        record_system_metrics(run.log_sample, wanted=runtime.system_metrics),
     ):
         fit(ours, watched, None, parameters, runtime, run.log_metrics, CheckpointFolder(provenance.fingerprint))
     for one, other in zip(bare.parameters(), ours.parameters(), strict=True):

@@ -58,9 +58,7 @@ def main() -> None:
     metadata = DatasetMetadata(
         vocabulary_size=vocabulary.size,
         eos_id=vocabulary.eos_id,
-        packing=parameters.packing,
-        loss_on=parameters.loss_on,
-        stride=parameters.stride,
+        parameters=parameters,
         splits={
             split: SplitMetadata(
                 rows=writer.rows,

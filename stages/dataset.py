@@ -1,19 +1,49 @@
 """Open one split of data/dataset/ as examples for a model."""
 
+from typing import Any
+
 from stages.artifacts.token_shards import DATASET_FOLDER, DatasetMetadata, open_shard, shard_path
 from stages.core.examples import Examples
 from stages.core.split import Split
-from stages.core.windows import DatasetParameters
+from stages.errors import UserError
+
+
+class SplitExamples(Examples):
+    """The examples of one split, read as they are needed.
+
+    They travel to another process as their name: it maps the file again instead of receiving every token.
+    """
+
+    def __init__(self, split: Split, metadata: DatasetMetadata, context_length: int) -> None:
+        """Map the split's file.
+
+        Raises:
+            UserError: the file is absent or damaged.
+        """
+        shard = open_shard(shard_path(DATASET_FOLDER, split))
+        super().__init__(shard.token_ids, shard.row_spans, metadata.parameters, context_length, metadata.eos_id)
+        self._name = (split, metadata, context_length)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return SplitExamples, self._name
 
 
 def open_examples(split: Split, metadata: DatasetMetadata, context_length: int) -> Examples | None:
-    """Return the examples of a split, read as they are needed; None where it has no rows.
+    """Return the examples of a split; None where it has no rows.
 
     Raises:
-        UserError: the file is absent or damaged.
+        UserError: the file is absent or damaged, or nothing in it is scored: its loss would be 0, as if all were right.
     """
-    shard = open_shard(shard_path(DATASET_FOLDER, split))
-    if not shard.rows:
+    held = metadata.splits[split]
+    if not held.rows:
         return None
-    parameters = DatasetParameters(packing=metadata.packing, loss_on=metadata.loss_on, stride=metadata.stride)
-    return Examples(shard.token_ids, shard.row_spans, parameters, context_length, metadata.eos_id)
+    if not held.scored_tokens:
+        fix = {
+            "completion": "give these rows completions (data.completion_column), or set dataset.loss_on: all in params.yaml",
+            "all": "give these rows words",
+        }[metadata.parameters.loss_on]
+        raise UserError(
+            f"{DATASET_FOLDER}/: none of the {held.rows:,} {split} rows has a token to score with dataset.loss_on: "
+            f"{metadata.parameters.loss_on}; {fix}"
+        )
+    return SplitExamples(split, metadata, context_length)

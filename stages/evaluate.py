@@ -117,7 +117,6 @@ def main() -> None:
     trained_from = read_provenance()
     metadata = read_metadata()
     split, examples = held_out(metadata, model.network.config.context_length)
-    check_targets(split, metadata)
     device = runtime.torch_device()
     LOG.info("scoring %s on %s, with %d threads", split, device, torch.get_num_threads())
     model.network.to(device)
@@ -126,7 +125,7 @@ def main() -> None:
     samples = complete_rows(model, examples, vocabulary.eos_id, parameters)
     metrics = {"split": split, **summarise(scores, metadata.splits[split], samples)}
     labels = token_labels(vocabulary)
-    completions_only = metadata.loss_on == "completion"
+    completions_only = metadata.parameters.loss_on == "completion"
     shown = look_inside(model, examples, samples, vocabulary, labels, completions_only=completions_only)
 
     readable = decode_samples(samples[: parameters.samples], vocabulary)
@@ -145,31 +144,13 @@ def held_out(metadata: DatasetMetadata, context_length: int) -> tuple[Split, Exa
     """Return the split to score: test, else validation, else (where nothing is held out) train.
 
     Raises:
-        UserError: the dataset has no rows at all.
+        UserError: the dataset has no rows at all, or nothing in the split is scored.
     """
     for split in reversed(SPLITS):
         examples = open_examples(split, metadata, context_length)
         if examples is not None:
             return split, examples
     raise UserError("data/dataset/: no split has rows; type `dvc repro --force build_dataset`")
-
-
-def check_targets(split: Split, metadata: DatasetMetadata) -> None:
-    """Refuse a split in which there is nothing to score.
-
-    Raises:
-        UserError: none of its rows has a target.
-    """
-    if metadata.splits[split].scored_tokens:
-        return
-    fixes = {
-        "completion": "set dataset.loss_on: all in params.yaml, or give these rows completions",
-        "all": "give these rows words",
-    }
-    raise UserError(
-        f"data/dataset/: none of the {metadata.splits[split].rows:,} {split} rows has a token to score with "
-        f"dataset.loss_on: {metadata.loss_on}; {fixes[metadata.loss_on]}"
-    )
 
 
 @torch.inference_mode()

@@ -2,11 +2,13 @@
 
 import ctypes
 import sys
+from importlib.util import find_spec
 from typing import Annotated, Literal
 
 from pydantic import Field
 
 from stages.core.parameter_model import ParameterModel
+from stages.errors import UserError
 
 Count = Annotated[int, Field(ge=1)]
 
@@ -48,13 +50,27 @@ class RuntimeParameters(ParameterModel):
             torch.set_num_threads(self.threads)
 
     def torch_device(self) -> str:
-        """Return the one device that scoring and generation run on."""
+        """Return the one device that scoring runs on: the CPU beside a TPU, which only trains.
+
+        Raises:
+            UserError: this machine lacks the accelerator.
+        """
         import torch  # noqa: PLC0415 - the preparation stages read this section without torch
 
-        if self.accelerator in ("auto", "gpu"):
-            found = torch.accelerator.current_accelerator(check_available=True)
-            return "cpu" if found is None else found.type
-        return self.accelerator
+        gpu = torch.accelerator.current_accelerator(check_available=True)
+        best = "cpu" if gpu is None else gpu.type
+        devices = {"auto": best, "cpu": "cpu"}
+        if gpu is not None:
+            devices |= {"gpu": best, best: best}
+        if find_spec("torch_xla"):
+            devices["tpu"] = "cpu"
+        if self.accelerator not in devices:
+            message = (
+                f"params.yaml: runtime.accelerator: found {self.accelerator}, which this machine lacks; allowed here: "
+                f"{', '.join(devices)}. Set auto, which takes the best there is"
+            )
+            raise UserError(message)
+        return devices[self.accelerator]
 
 
 def keep_freed_memory() -> None:

@@ -102,6 +102,13 @@ class TrainingRun:
         if new:
             self._sender.put([Point(name, value, now, step) for name, value in new.items()])
 
+    def log_sample(self, metrics: Mapping[str, float]) -> None:
+        """Take the next point of curves whose steps only count the points; returns at once."""
+        now = int(time.time() * 1000)
+        for name in metrics:
+            self._sent[name] = self._sent.get(name, -1) + 1
+        self._sender.put([Point(name, value, now, self._sent[name]) for name, value in metrics.items()])
+
     def log_files(self, paths: Iterable[Path]) -> None:
         """Keep files with the run, in the folders in which they lie."""
         for path in paths:
@@ -121,6 +128,9 @@ class UnrecordedRun:
         """Do nothing."""
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
+        """Do nothing."""
+
+    def log_sample(self, metrics: Mapping[str, float]) -> None:
         """Do nothing."""
 
     def log_files(self, paths: Iterable[Path]) -> None:

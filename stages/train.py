@@ -21,7 +21,7 @@ from stages.parameters import read_section
 from stages.provenance import MODEL_FOLDER, Provenance, stage_provenance
 from stages.runtime import RuntimeParameters
 from stages.tracking import TrainingRun, UnrecordedRun, start_training_run
-from stages.training.fit import Trained, fit
+from stages.training.fit import Trained, fit, told_out_of_memory
 from stages.training.history import Curves
 from stages.training.optimization import TrainParameters
 from stages.training.resume import CheckpointFolder
@@ -46,18 +46,18 @@ def main() -> None:
     validation = open_examples("validation", metadata, config.context_length)
     if training is None:
         raise UserError("data/dataset/: no training rows; lower split.validation and split.test in params.yaml")
-
     lightning.seed_everything(parameters.seed, verbose=False)
-    network = Transformer(config)
+    with told_out_of_memory("lower model.context_length, d_model or n_layers in params.yaml"):
+        network = Transformer(config)
     provenance = stage_provenance("train")
     checkpoints = CheckpointFolder(provenance.fingerprint)
     with checkpoints.held():
-        if options.restart:
+        if options.restart and is_first_device():
             checkpoints.restart()
         with record(provenance, checkpoints, runtime) as run:
             if is_first_device() and not options.quiet:
                 print(f"MLflow run: {run.name}", flush=True)
-            with record_system_metrics(run.log_metrics, wanted=runtime.system_metrics and is_first_device()):
+            with record_system_metrics(run.log_sample, wanted=runtime.system_metrics and is_first_device()):
                 trained = fit(
                     network,
                     training,

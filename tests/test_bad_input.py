@@ -113,6 +113,7 @@ CASES = [
     parameter("train", "max_steps: null", "max_steps: 5", "exactly one of epochs and max_steps"),
     parameter("train", "d_model: 2", "d_model: -2", "model.d_model", "found -2"),
     parameter("train", "d_model: 2", "d_model: 2.5", "model.d_model", "integer", "found 2.5"),
+    parameter("train", "context_length: 6", f"context_length: {10**14}", "out of memory", "lower model.context_length"),
     parameter("train", "context_length: 6", "context_length: 1", "model.context_length", "greater than or equal to 2", "found 1"),
     parameter("train", "n_heads: 1", "n_heads: 3", "n_heads: found 3", "a divisor of d_model (2)"),
     parameter("train", "n_kv_heads: null", "n_kv_heads: 2", "n_kv_heads: found 2", "a divisor of n_heads (1)"),
@@ -235,6 +236,29 @@ def test_a_mistake_is_told_and_nothing_is_lost(
     assert "Traceback" not in said
     assert "error: " in said
     assert len(said[said.index("error: ") :].splitlines()) <= 4  # after argparse's usage
+    assert snapshot(project) == before
+
+
+@pytest.mark.parametrize(("split", "learnt"), [("train", ""), ("validation", "Great")])
+def test_a_split_in_which_nothing_is_scored_is_told_before_the_training(
+    split: str, learnt: str, project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (project / CSV).write_text(f"prompt,completion,part\nwhat is CNN,{learnt},train\nCNN is what,,validation\n")
+    text = (project / "params.yaml").read_text()
+    for old, new in (
+        ("column: null", "column: part"),
+        ("loss_on: all", "loss_on: completion"),
+        ("keep: last", "keep: best"),
+    ):
+        text = text.replace(old, new, 1)
+    (project / "params.yaml").write_text(text)
+    monkeypatch.setattr(sys, "argv", ["stage", "--quiet"])
+    runpy.run_module("stages.build_dataset", run_name="__main__")
+    before = snapshot(project)
+    said = call("train", [], monkeypatch, capsys)
+    assert f"none of the 1 {split} rows has a token to score with dataset.loss_on: completion" in said
+    assert "set dataset.loss_on: all in params.yaml" in said
+    assert "Traceback" not in said
     assert snapshot(project) == before
 
 

@@ -12,17 +12,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stages.artifacts.model_weights import SavedModel
-from stages.artifacts.token_shards import DatasetMetadata, SplitMetadata
+from stages.artifacts.token_shards import SplitMetadata
 from stages.core.examples import Examples
 from stages.core.rows import count_scored, encode_rows
 from stages.core.transformer import Transformer
 from stages.core.vocabulary import VocabularyParameters, build_vocabulary
 from stages.core.windows import DatasetParameters, RowSpans
-from stages.errors import UserError
 from stages.evaluate import (
     CONFUSED_TOKENS,
     EvaluateParameters,
-    check_targets,
     complete_rows,
     confusion_matrix,
     decode_samples,
@@ -157,18 +155,6 @@ def test_any_plain_text_is_scored_completed_and_shown(texts: list[str], tokenize
     if counted.tokens:
         figures = summarise(scores, metadata(counted.bytes), samples)
         assert ("bits_per_byte" in figures) == (counted.bytes > 0)
-
-
-@pytest.mark.parametrize(
-    ("loss_on", "fix"), [("completion", "set dataset.loss_on: all"), ("all", "give these rows words")]
-)
-def test_a_split_without_a_target_is_refused(loss_on: str, fix: str) -> None:
-    dataset = DatasetMetadata.model_validate(
-        {"vocabulary_size": VOCABULARY_SIZE, "eos_id": EOS_ID, "packing": "rows", "loss_on": loss_on, "stride": None}
-        | {"splits": {"test": {"rows": 9, "tokens": 9, "scored_tokens": 0, "scored_bytes": 0, "sha256": "0"}}}
-    )
-    with pytest.raises(UserError, match=rf"none of the 9 test rows has .* dataset.loss_on: {loss_on}; {fix}"):
-        check_targets("test", dataset)
 
 
 def test_scoring_training_rows_is_said() -> None:

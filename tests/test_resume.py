@@ -17,11 +17,11 @@ def project(tmp_path: Path) -> Project:
     return slow_toy(tmp_path / "project")
 
 
-def start_until(project: Project, said: str) -> "subprocess.Popen[bytes]":
-    """Start `dvc repro`, and return when it has said something."""
+def start_until(project: Project, said: str, *command: str) -> "subprocess.Popen[bytes]":
+    """Start a command, by default `dvc repro`, and return when it has said something."""
     log = project.folder.parent / "log"
     log.write_bytes(b"")
-    process = start(project, log)
+    process = start(project, log, *command)
     while said not in log.read_text():
         assert process.poll() is None, log.read_text()
         time.sleep(0.02)
@@ -89,7 +89,9 @@ def test_devices_that_train_together_go_on_together(tmp_path: Path) -> None:
         project.replace("params.yaml", "devices: 1", "devices: 2")
         project.replace("params.yaml", "batch_size: 1\n", "batch_size: 2\n")
     whole.run("dvc", "repro", "train")
-    end(start_until(killed, "step 210/"), "group", signal.SIGKILL)
+    killed.run("dvc", "repro", "build_dataset")
+    # The second device is started with the same command: it must not forget what the first one has begun.
+    end(start_until(killed, "step 210/", "python", "-m", "stages.train", "--restart"), "group", signal.SIGKILL)
     assert "resumed at step" in killed.run("dvc", "repro", "train").stdout
     assert digests(killed) == digests(whole)
     assert statuses(killed) == {"FINISHED": 1}

@@ -5,8 +5,11 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
+from stages.errors import UserError
 from stages.runtime import keep_freed_memory
+from tests.training.conftest import runtime_parameters
 
 MEGABYTE = 1024**2
 ALLOCATIONS = f"""
@@ -24,6 +27,26 @@ for _ in range(50):
     last = page_faults()
 print((last - first) / 50)
 """
+
+
+@pytest.mark.parametrize(("gpu", "expected"), [
+    (None, {"auto": "cpu", "cpu": "cpu"}),
+    ("cuda", {"auto": "cuda", "gpu": "cuda", "cuda": "cuda", "cpu": "cpu"}),
+    ("mps", {"auto": "mps", "gpu": "mps", "mps": "mps", "cpu": "cpu"}),
+])  # fmt: skip
+def test_scoring_takes_the_accelerator_that_is_there(
+    gpu: str | None, expected: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda **_: torch.device(gpu) if gpu else None)
+    for accelerator in ("auto", "cpu", "gpu", "cuda", "mps", "tpu"):
+        runtime = runtime_parameters(accelerator=accelerator)
+        if accelerator in expected:
+            assert runtime.torch_device() == expected[accelerator]
+        else:
+            with pytest.raises(
+                UserError, match=f"found {accelerator}, which this machine lacks; allowed here: auto, cpu"
+            ):
+                runtime.torch_device()
 
 
 @pytest.mark.skipif(

@@ -68,6 +68,22 @@ def test_a_training_is_one_run_with_parameters_inputs_and_tags() -> None:
     assert run_name("a" * 16) == found.info.run_name
 
 
+def test_a_resumed_training_sends_no_step_twice_and_goes_on_counting_samples() -> None:
+    resumed = None
+    for _ in range(2):
+        run = tracking.start_training_run(provenance(), DATASET, resumed)
+        assert isinstance(run, tracking.TrainingRun)
+        with run:
+            for step in range(3):
+                run.log_metrics({"train_loss": 1.0}, step)
+                run.log_sample({"system/cpu_utilization_percentage": 50.0})
+        resumed = run.id
+    (found,) = runs()
+    for name, steps in (("train_loss", 3), ("system/cpu_utilization_percentage", 6)):
+        history = MlflowClient(tracking_uri()).get_metric_history(found.info.run_id, name)
+        assert [point.step for point in history] == list(range(steps))
+
+
 @pytest.mark.parametrize(("error", "status"), [(ValueError, "FAILED"), (KeyboardInterrupt, "KILLED")])
 def test_a_training_that_ends_early_says_how(error: type[BaseException], status: str) -> None:
     with pytest.raises(error), tracking.start_training_run(provenance(), DATASET):

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, BinaryIO
 
 import numpy as np
 import pydantic
@@ -24,7 +24,7 @@ import pydantic
 from stages.artifacts.atomic import atomic_file
 from stages.core.parameter_model import ParameterModel
 from stages.core.split import Split
-from stages.core.windows import Integers, RowSpans
+from stages.core.windows import DatasetParameters, Integers, RowSpans
 from stages.errors import UserError
 
 LOG = logging.getLogger(__name__)
@@ -67,12 +67,8 @@ class DatasetMetadata(ParameterModel):
     """How many tokens the vocabulary has."""
     eos_id: int
     """The id of <EOS>."""
-    packing: Literal["rows", "stream"]
-    """As in DatasetParameters."""
-    loss_on: Literal["all", "completion"]
-    """As in DatasetParameters."""
-    stride: int | None
-    """As in DatasetParameters."""
+    parameters: DatasetParameters
+    """How its tokens become windows, and which targets carry loss."""
     splits: dict[Split, SplitMetadata]
     """Each split by its name."""
 
@@ -81,7 +77,6 @@ class DatasetMetadata(ParameterModel):
 class TokenShard:
     """The rows of one split, memory-mapped."""
 
-    path: Path
     token_ids: Integers
     """[tokens]"""
     row_offsets: Integers
@@ -90,23 +85,9 @@ class TokenShard:
     """[R] the first token of row r's completion; row_offsets[r + 1] where it has none."""
 
     @property
-    def rows(self) -> int:
-        """How many rows there are."""
-        return len(self.completion_starts)
-
-    @property
-    def tokens(self) -> int:
-        """How many tokens there are."""
-        return len(self.token_ids)
-
-    @property
     def row_spans(self) -> RowSpans:
         """Where the rows and their completions lie."""
         return RowSpans(self.row_offsets, self.completion_starts)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Travel to another process as a path: it maps the file again instead of receiving every token."""
-        return open_shard, (self.path,)
 
 
 def shard_path(folder: Path, split: Split) -> Path:
@@ -144,7 +125,7 @@ def open_shard(path: Path) -> TokenShard:
     row_offsets, completion_starts, token_ids = (
         data[header_end + start : header_end + end].view(dtype) for dtype, _, (start, end) in tensors
     )
-    return TokenShard(path, token_ids, row_offsets, completion_starts)
+    return TokenShard(token_ids, row_offsets, completion_starts)
 
 
 def read_metadata(folder: Path = DATASET_FOLDER) -> DatasetMetadata:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch.nn import functional
 
-from stages.core.loss import IGNORE_INDEX
+from stages.core.windows import IGNORE_INDEX
 from stages.errors import UserError
 
 if TYPE_CHECKING:

@@ -57,12 +57,11 @@ class Examples:
     def gather(self, windows: Windows) -> tuple[Int64s, Int64s]:
         """Read windows as input_ids and targets, [B, T], as long as the longest of them."""
         only_completions = self.spans if self._parameters.loss_on == "completion" else None
-        everything = np.arange(len(windows))
-        return gather(self._token_ids, windows, everything, _longest(windows), self._eos_id, only_completions)
+        return gather(self._token_ids, windows, _longest(windows), self._eos_id, only_completions)
 
     def in_completion(self, windows: Windows) -> npt.NDArray[np.bool_]:
         """Tell which targets of ``gather`` belong to a completion, bool [B, T]; padding is to be told by its target."""
-        return self.spans.is_completion(target_positions(windows, np.arange(len(windows)), _longest(windows)))
+        return self.spans.is_completion(target_positions(windows, _longest(windows)))
 
     def rows_with_completion(self) -> Int64s:
         """Return the numbers of the rows that have a completion."""

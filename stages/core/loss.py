@@ -7,17 +7,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-IGNORE_INDEX = -100
-"""The target of a place that is not scored."""
+from stages.core.windows import IGNORE_INDEX
 
 _MOST_LOGITS = 2**25
 """Logits held at once on CPU, 128 MiB in float32; fewer than that are faster in one piece."""
 
 
 def summed_loss(hidden: Tensor, output: nn.Linear, targets: Tensor) -> Tensor:
-    """Return the sum of -ln p(target) over all scored places, a float32 scalar in nats.
+    """Return the sum of -ln p(target) over all scored places, a scalar in nats: float32, float64 where logits are.
 
-    On CPU, where all logits together would be large, they are computed piece by piece in float32, each piece with its
+    On CPU, where all logits together would be large, they are computed piece by piece in its type, each piece with its
     gradients, so that memory does not grow with B T V. On other devices they are computed at once.
 
     Args:
@@ -29,10 +28,10 @@ def summed_loss(hidden: Tensor, output: nn.Linear, targets: Tensor) -> Tensor:
     row_targets = targets.flatten()  # [B, T] -> [B T]
     if hidden.device.type == "cpu" and len(rows) * output.out_features > _MOST_LOGITS:
         return functional.linear_cross_entropy(
-            rows.float(),
-            output.weight.float(),
+            _at_least_float32(rows),
+            _at_least_float32(output.weight),
             row_targets,
-            linear_bias=None if output.bias is None else output.bias.float(),
+            linear_bias=None if output.bias is None else _at_least_float32(output.bias),
             reduction="sum",
             ignore_index=IGNORE_INDEX,
             options=nn.LinearCrossEntropyOptions(
@@ -42,4 +41,8 @@ def summed_loss(hidden: Tensor, output: nn.Linear, targets: Tensor) -> Tensor:
             ),
         )
     logits = output(rows)  # [B T, V]
-    return functional.cross_entropy(logits.float(), row_targets, ignore_index=IGNORE_INDEX, reduction="sum")
+    return functional.cross_entropy(_at_least_float32(logits), row_targets, ignore_index=IGNORE_INDEX, reduction="sum")
+
+
+def _at_least_float32(values: Tensor) -> Tensor:
+    return values.to(torch.promote_types(values.dtype, torch.float32))

@@ -18,6 +18,7 @@ from stages.core.parameter_model import ParameterModel
 from stages.errors import UserError
 
 IGNORE_INDEX = -100
+"""The target of a place that is not scored."""
 
 Integers = npt.NDArray[np.integer[Any]]
 Int64s = npt.NDArray[np.int64]
@@ -105,29 +106,27 @@ def stream_windows(tokens: int, context_length: int, stride: int | None, offset:
     return _cut(edges[:-1], edges[1:], context_length, stride)
 
 
-def target_positions(windows: Windows, indices: Integers, length: int) -> Int64s:
+def target_positions(windows: Windows, length: int) -> Int64s:
     """Give the positions [B, length] in token_ids of the targets that ``gather`` returns.
 
     Past the end of a shorter window they repeat its last target: use them where targets differ from IGNORE_INDEX.
     """
-    positions = windows.starts[indices, None] + np.arange(1, length + 1)
-    return np.asarray(np.minimum(positions, windows.ends[indices, None]))
+    positions = windows.starts[:, None] + np.arange(1, length + 1)
+    return np.asarray(np.minimum(positions, windows.ends[:, None]))
 
 
 def gather(
     token_ids: Integers,
     windows: Windows,
-    indices: Integers,
     length: int,
     eos_id: int,
     only_completions: RowSpans | None = None,
 ) -> tuple[Int64s, Int64s]:
-    """Read the windows at ``indices`` as one batch, with one index operation.
+    """Read windows as one batch, with one index operation.
 
     Args:
         token_ids: [tokens] all tokens; may be memory-mapped.
-        windows: what ``row_windows`` or ``stream_windows`` gave for them.
-        indices: [B] which windows.
+        windows: B of those that ``row_windows`` or ``stream_windows`` gave for them.
         length: the inputs of each row of the batch; at least as many as the longest of these windows has.
         eos_id: pads the inputs on the right.
         only_completions: where the completions lie, if only they carry loss.
@@ -135,11 +134,11 @@ def gather(
     Returns:
         input_ids [B, length] and targets [B, length], which are IGNORE_INDEX where they carry no loss.
     """
-    starts, ends = windows.starts[indices, None], windows.ends[indices, None]
+    starts, ends = windows.starts[:, None], windows.ends[:, None]
     positions = starts + np.arange(length + 1)  # [B, length + 1]: the inputs and one more, since targets are one ahead
     taken = token_ids[np.minimum(positions, ends)].astype(np.int64)
     input_ids = np.where(positions[:, :-1] < ends, taken[:, :-1], eos_id)
-    scored = (positions[:, 1:] <= ends) & (positions[:, 1:] >= windows.scored_from[indices, None])
+    scored = (positions[:, 1:] <= ends) & (positions[:, 1:] >= windows.scored_from[:, None])
     if only_completions is not None:
         scored &= only_completions.is_completion(np.minimum(positions[:, 1:], ends))
     return input_ids, np.where(scored, taken[:, 1:], IGNORE_INDEX)

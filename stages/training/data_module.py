@@ -47,6 +47,9 @@ class TrainingBatches(Dataset[Batch]):
         self._step = lru_cache(maxsize=1)(self._read_step)
         self._pass = lru_cache(maxsize=2)(self._draw_pass)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return TrainingBatches, (self._examples, self._plan, self._rank)  # a loader's process has caches of its own
+
     def __len__(self) -> int:
         return self._plan.steps * self._plan.micro_batches
 

@@ -3,11 +3,14 @@
 import logging
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import lightning
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.callbacks import EarlyStopping
 
@@ -71,6 +74,7 @@ def fit(
     keep_freed_memory()
     # On a GPU, whose operations are to be deterministic, torch would write each new tensor once before it is computed.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # torch makes it at run time
+    runtime.torch_device()  # tells of an absent accelerator, each in the same words
     machine = _machine(runtime, parameters)
     plan = plan_training(training.per_pass(), parameters, runtime.micro_batch_size, _world_size(machine))
     history = TrainingHistory(plan, log)
@@ -106,22 +110,36 @@ def fit(
     data = TokenDataModule(training, validation, plan, runtime.loader_workers)
     module = LanguageModel(network, parameters, plan)
     newest = checkpoints.newest() if checkpoints is not None else None
-    try:
+    smaller = (
+        f"{plan.micro_batch_size} examples at once are too many: lower runtime.micro_batch_size in params.yaml, which changes "
+        "no result; `dvc repro` goes on from the last checkpoint"
+    )
+    with told_out_of_memory(smaller):
         trainer.fit(module, datamodule=data, ckpt_path=newest, weights_only=True)
-    except torch.OutOfMemoryError as error:
-        message = (
-            f"out of memory with {plan.micro_batch_size} examples at once: lower runtime.micro_batch_size in params.yaml, "
-            f"which changes no result; `dvc repro` goes on from the last checkpoint ({str(error).splitlines()[0]})"
-        )
-        raise UserError(message) from None
-    if trainer.interrupted:
-        raise KeyboardInterrupt
-    steps = trainer.global_step
-    if validation is not None and history.last_validated != steps:
-        trainer.validate(module, datamodule=data, verbose=False)
+        if trainer.interrupted:
+            raise KeyboardInterrupt
+        steps = trainer.global_step
+        if validation is not None and history.last_validated != steps:
+            trainer.validate(module, datamodule=data, verbose=False)
     if best.weights:
         network.load_state_dict(best.weights)
     return Trained(steps, steps * plan.batch_size / plan.examples, best.step or steps, history.curves)
+
+
+@contextmanager
+def told_out_of_memory(fix: str) -> Iterator[None]:
+    """Tell in a line that memory ran out, on any device, and what helps.
+
+    Raises:
+        UserError: it ran out.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        # Where it is the computer's own memory, torch says so in words alone.
+        if not isinstance(error, torch.OutOfMemoryError) and "DefaultCPUAllocator" not in str(error):
+            raise
+        raise UserError(f"out of memory: {fix} ({str(error).splitlines()[0]})") from None
 
 
 def _machine(runtime: RuntimeParameters, parameters: TrainParameters) -> dict[str, Any]:
@@ -150,7 +168,7 @@ def _world_size(machine: dict[str, Any]) -> int:
     asked = ", ".join(f"{key}: {machine[key]}" for key in ("accelerator", "devices", "strategy", "precision"))
     try:
         trainer = lightning.Trainer(**machine, enable_progress_bar=False)
-    except (ValueError, RuntimeError) as error:
+    except (MisconfigurationException, ModuleNotFoundError, ValueError, RuntimeError) as error:
         raise UserError(f"params.yaml: this machine cannot train with {asked}: {error}") from None
     if machine["precision"] == "16-mixed" and isinstance(trainer.accelerator, CPUAccelerator):
         raise UserError(

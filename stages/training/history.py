@@ -40,7 +40,7 @@ class TrainingHistory(lightning.Callback):
         self._every = math.ceil(plan.steps / CURVE_POINTS)
         self._scored = 0
         self._tokens = 0
-        self._since = time.perf_counter()
+        self._since = self._validating_since = time.perf_counter()
 
     @property
     def last_validated(self) -> int | None:
@@ -78,14 +78,36 @@ class TrainingHistory(lightning.Callback):
         if (batch_idx + 1) % self._plan.micro_batches:
             return
         self._scored += batch.scored_in_step
-        step = trainer.global_step
-        if step % self._every and step != self._plan.steps:
-            return
+        if trainer.global_step % self._every == 0 or trainer.global_step == self._plan.steps:
+            self._add_point(trainer, pl_module)
+
+    def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Add the steps since the last point, where the training ends early.
+
+        Raises:
+            UserError: the loss is infinite or not a number.
+        """
+        if not self.curves.train_loss or self.curves.train_loss[-1][0] < trainer.global_step:
+            self._add_point(trainer, pl_module)
+
+    def on_validation_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Start the clock of what the speed of training leaves out."""
+        self._validating_since = time.perf_counter()
+
+    def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Add a point to the validation curve."""
+        loss = float(trainer.callback_metrics["validation_loss"])
+        self.curves.validation_loss.append((trainer.global_step, loss))
+        self._log({"validation_loss": loss}, trainer.global_step)
+        self._since += time.perf_counter() - self._validating_since
+
+    def _add_point(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         assert isinstance(pl_module, LanguageModel)  # noqa: S101 - tells the type checker
+        step = trainer.global_step
         nats = pl_module.take_nats()
         loss = float(nats.sum()) / max(1, self._scored)
         if not math.isfinite(loss):
-            first_bad = int(torch.isfinite(nats).logical_not().nonzero()[0]) // self._plan.micro_batches
+            first_bad = int(torch.isfinite(nats).logical_not().nonzero()[0])
             before = self.curves.train_loss[-1][0] if self.curves.train_loss else 0
             message = (
                 f"the training loss became {float(nats[first_bad])} at step {before + 1 + first_bad} of {self._plan.steps}: "
@@ -105,13 +127,6 @@ class TrainingHistory(lightning.Callback):
             step,
         )
         self._scored, self._tokens, self._since = 0, 0, now
-
-    def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Add a point to the validation curve."""
-        loss = float(trainer.callback_metrics["validation_loss"])
-        self.curves.validation_loss.append((trainer.global_step, loss))
-        self._log({"validation_loss": loss}, trainer.global_step)
-        self._since = time.perf_counter()
 
 
 class BestWeights(lightning.Callback):

@@ -7,8 +7,9 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from stages.core.loss import IGNORE_INDEX, summed_loss
+from stages.core.loss import summed_loss
 from stages.core.transformer import Transformer
+from stages.core.windows import IGNORE_INDEX
 from stages.training.data_module import Batch, TrainingPlan
 from stages.training.optimization import TrainParameters, build_optimizer, learning_rate_factor
 
@@ -22,7 +23,10 @@ class LanguageModel(lightning.LightningModule):
         self._optimization = parameters
         self._plan = plan
         self._compiled_loss = torch.compile(self._eager_loss, dynamic=False) if parameters.compile else None
+        # The losses since the last call of take_nats: of each micro-batch of this device, and of each step before the last
+        # checkpoint, over all devices.
         self._nats: list[torch.Tensor] = []
+        self._nats_before = torch.zeros(0, dtype=torch.double)
         self._validation_nats: list[torch.Tensor] = []
         self._validation_scored = 0
 
@@ -37,24 +41,20 @@ class LanguageModel(lightning.LightningModule):
         return nats * (shares / max(1, batch.scored_in_step))
 
     def take_nats(self) -> torch.Tensor:
-        """Return the summed loss of each micro-batch since the last call, over all devices, in nats: double, on the CPU."""
-        nats = self._sum_over_devices(torch.stack(self._nats))
-        self._nats = []
-        return nats
+        """Return the summed loss of each step since the last call, over all devices, in nats: double [steps], on the CPU."""
+        nats = torch.stack(self._nats) if self._nats else torch.zeros(0)
+        steps = self._sum_over_devices(nats).reshape(-1, self._plan.micro_batches).sum(1)
+        taken = torch.cat([self._nats_before, steps])
+        self._nats, self._nats_before = [], torch.zeros(0, dtype=torch.double)
+        return taken
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Save the losses of every device since the last call of ``take_nats``."""
-        nats = torch.stack(self._nats) if self._nats else torch.zeros(0, device=self.device)
-        gathered = self.all_gather(nats)
-        assert isinstance(gathered, torch.Tensor)  # noqa: S101 - tells the type checker
-        checkpoint["nats"] = gathered.reshape(self.trainer.world_size, -1)
+        """Save the losses since the last call of ``take_nats``, as sums in which devices and micro-batches do not show."""
+        checkpoint["nats"] = self._nats_before = self.take_nats()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Go on with this device's losses; with another number of devices, the first one takes them all."""
-        nats = checkpoint["nats"].to(self.trainer.strategy.root_device)
-        rank = self.trainer.global_rank
-        rows = nats if len(nats) == self.trainer.world_size else nats.reshape(1, -1)
-        self._nats = list(rows[rank]) if rank < len(rows) else []
+        """Go on with the losses of the steps before, whatever number of devices they were computed on."""
+        self._nats_before = checkpoint["nats"]
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Count the loss of one batch of the validation split."""

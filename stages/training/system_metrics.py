@@ -1,20 +1,20 @@
 """What a training takes of its machine, under the names by which MLflow shows system metrics on a page of their own."""
 
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 
 import psutil
 import torch
 
-from stages.training.history import Log
-
 MEGABYTE = 1024**2
 SECONDS = 10.0
 
+LogSample = Callable[[Mapping[str, float]], None]
+
 
 @contextmanager
-def record_system_metrics(log: Log, *, wanted: bool, seconds: float = SECONDS) -> Iterator[None]:
+def record_system_metrics(log: LogSample, *, wanted: bool, seconds: float = SECONDS) -> Iterator[None]:
     """Log the machine's use every ``seconds`` while the block runs, and once when it ends."""
     if not wanted:
         yield
@@ -23,11 +23,9 @@ def record_system_metrics(log: Log, *, wanted: bool, seconds: float = SECONDS) -
 
     def sample_until_ended() -> None:
         psutil.cpu_percent()  # the next call tells the use since this one
-        number = 0
         while not ended.wait(seconds):
-            log(dict(sample()), number)
-            number += 1
-        log(dict(sample()), number)
+            log(sample())
+        log(sample())
 
     sampler = threading.Thread(target=sample_until_ended, name="system metrics", daemon=True)
     sampler.start()

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from stages.core import loss
-from stages.core.loss import IGNORE_INDEX, summed_loss
+from stages.core.loss import summed_loss
+from stages.core.windows import IGNORE_INDEX
 
 
 def some_case(*, bias: bool) -> tuple[Tensor, nn.Linear, Tensor]:
@@ -47,6 +48,16 @@ def test_bfloat16_autocast(monkeypatch: pytest.MonkeyPatch, most_logits: int) ->
     torch.testing.assert_close(found, by_definition(hidden, output, targets), atol=0.1, rtol=0.01)
     (gradient,) = torch.autograd.grad(found, [output.weight])
     assert gradient.isfinite().all()
+
+
+@pytest.mark.parametrize("most_logits", [10**9, 60])
+def test_float64_stays_float64(monkeypatch: pytest.MonkeyPatch, most_logits: int) -> None:
+    monkeypatch.setattr(loss, "_MOST_LOGITS", most_logits)
+    hidden, output, targets = some_case(bias=True)
+    hidden, output = hidden.double(), output.double()
+    found = summed_loss(hidden, output, targets)
+    assert found.dtype == torch.float64
+    torch.testing.assert_close(found, by_definition(hidden, output, targets), atol=0, rtol=1e-14)
 
 
 def test_nothing_scored_is_zero_with_zero_gradients() -> None:

@@ -26,8 +26,8 @@ def offsets_of(lengths: list[int]) -> "np.ndarray[tuple[int], np.dtype[np.int64]
 def scored(windows: Windows, context_length: int, tokens: int, spans: RowSpans | None = None) -> Counter[int]:
     """Count how often ``gather`` scores each position, checking every value it gives on the way."""
     token_ids = np.arange(tokens, dtype=np.uint16)  # so that a token is its own position
-    input_ids, targets = gather(token_ids, windows, np.arange(len(windows)), context_length, 60_000, spans)
-    positions = target_positions(windows, np.arange(len(windows)), context_length)
+    input_ids, targets = gather(token_ids, windows, context_length, 60_000, spans)
+    positions = target_positions(windows, context_length)
     is_scored = targets != IGNORE_INDEX
     assert (targets[is_scored] == positions[is_scored]).all()
     assert (input_ids[is_scored] == positions[is_scored] - 1).all()
@@ -79,7 +79,7 @@ def test_only_completions_are_scored_when_asked_for(
 def test_the_seeds_rows() -> None:
     token_ids = np.array([0, 1, 2, 4, 3, 4, 2, 1, 0, 4, 3, 4], dtype=np.uint8)
     windows = row_windows(np.array([0, 6, 12]), 6, None)
-    input_ids, targets = gather(token_ids, windows, np.array([0, 1]), 5, 4)
+    input_ids, targets = gather(token_ids, windows, 5, 4)
     assert input_ids.tolist() == [[0, 1, 2, 4, 3], [2, 1, 0, 4, 3]]
     assert targets.tolist() == [[1, 2, 4, 3, 4], [1, 0, 4, 3, 4]]
 

@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 from torch._dynamo.utils import counters
@@ -6,6 +8,7 @@ from stages.core.transformer import Transformer
 from stages.errors import UserError
 from stages.training import fit as fit_module
 from stages.training.fit import fit
+from stages.training.lightning_module import LanguageModel
 from tests.training.conftest import examples, network, runtime_parameters, train, train_parameters
 
 
@@ -96,6 +99,67 @@ def test_a_loss_that_is_no_number_stops_the_training_and_names_the_step() -> Non
         next(model.parameters())[0] = float("nan")
     with pytest.raises(UserError, match="step 1 of 10"):
         train(model)
+
+
+@pytest.mark.parametrize("micro_batch_size", [None, 1])
+def test_the_step_that_is_named_is_the_first_bad_one(
+    micro_batch_size: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("stages.training.history.CURVE_POINTS", 1)
+    model = network()
+
+    class BadFrom(LanguageModel):
+        def _eager_loss(self, input_ids: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+            loss = super()._eager_loss(input_ids, targets)
+            return loss * math.inf if self.trainer.global_step == 6 else loss
+
+    monkeypatch.setattr(fit_module, "LanguageModel", BadFrom)
+    with pytest.raises(UserError, match="loss became inf at step 7 of 10"):
+        train(model, runtime={"micro_batch_size": micro_batch_size})
+
+
+def test_memory_that_runs_out_is_told_with_what_helps(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Huge(LanguageModel):
+        def _eager_loss(self, input_ids: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+            return torch.zeros(10**14)
+
+    monkeypatch.setattr(fit_module, "LanguageModel", Huge)
+    with pytest.raises(UserError, match=r"out of memory: 2 examples at once.* lower runtime\.micro_batch_size"):
+        train(network(), runtime={"micro_batch_size": 2})
+
+
+def test_another_error_of_torch_is_no_lack_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Wrong(LanguageModel):
+        def _eager_loss(self, input_ids: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+            return torch.zeros(2) @ torch.zeros(3)
+
+    monkeypatch.setattr(fit_module, "LanguageModel", Wrong)
+    with pytest.raises(RuntimeError, match="inconsistent tensor size"):
+        train(network())
+
+
+@pytest.mark.parametrize("accelerator", ["cuda", "gpu", "mps", "tpu"])
+def test_an_accelerator_that_the_machine_lacks_is_told_in_one_line(
+    accelerator: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda **_: None)
+    runtime = runtime_parameters(accelerator=accelerator)
+    told = f"runtime.accelerator: found {accelerator}, which this machine lacks; allowed here: auto, cpu. Set auto"
+    for use in (
+        runtime.torch_device,
+        lambda: fit(network(), examples(), None, train_parameters(), runtime, lambda *_: None),
+    ):
+        with pytest.raises(UserError, match=told):
+            use()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="has what Lightning must miss")
+def test_what_lightning_misses_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda **_: torch.device("cuda"))
+    with pytest.raises(
+        UserError, match=r"cannot train with accelerator: cuda, devices: 1.*: `CUDAAccelerator` can not run"
+    ):
+        train(network(), runtime={"accelerator": "cuda"})
 
 
 def test_bf16_learns_like_fp32() -> None:

@@ -4,6 +4,8 @@ import hashlib
 import os
 import pickle
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,10 @@ from tests.training.conftest import examples, network, runtime_parameters, train
 
 EVERY_STEP = 1e-9
 STEPS = 12
+# A point every seven steps, so that losses wait for the next one when the training is saved, which devices do every ten.
+FEW_POINTS = 6
+MANY_STEPS: dict[str, Any] = {"max_steps": 40, "dropout": 0.0}
+ROOT = Path(__file__).parents[2]
 
 
 class BrokenOffError(Exception):
@@ -36,6 +42,7 @@ def train(
     stop_at: int | None = None,
     stop: Any = None,
     runtime: dict[str, Any] | None = None,
+    dropout: float = 0.2,
     **changed: Any,
 ) -> tuple[Transformer, Trained]:
     """Train; after step ``stop_at``, call ``stop``, by default an error."""
@@ -46,7 +53,7 @@ def train(
                 raise BrokenOffError
             stop()
 
-    model = network(dropout=0.2)
+    model = network(dropout=dropout)
     parameters = train_parameters(**{"max_steps": STEPS, "validate_every": 3, "keep": "best"} | changed)
     settings = runtime_parameters(**{"checkpoint_minutes": EVERY_STEP} | (runtime or {}))
     return model, fit(model, examples(), examples(7, seed=1), parameters, settings, log, folder)
@@ -109,6 +116,20 @@ def test_out_of_memory_the_step_may_be_cut_into_smaller_micro_batches() -> None:
     _, expected = train(None)
     assert [step for step, _ in trained.curves.train_loss] == [step for step, _ in expected.curves.train_loss]
     assert trained.curves.train_loss[-1][1] == pytest.approx(expected.curves.train_loss[-1][1], abs=0.2)
+
+
+def test_more_devices_or_fewer_go_on_with_a_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stages.training.history.CURVE_POINTS", FEW_POINTS)
+    _, whole = train(None, **MANY_STEPS)
+    folder = broken_off(14, **MANY_STEPS)
+    assert folder.newest() == folder.checkpoint(13)
+    here = {"PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, "-m", "tests.training.on_two_devices"], env=os.environ | here, check=True)
+    assert folder.newest() == folder.checkpoint(20)
+    _, trained = train(folder, runtime={"micro_batch_size": 1}, **MANY_STEPS)
+    for name in ("train_loss", "validation_loss"):
+        one, other = (torch.tensor(getattr(curves, name)) for curves in (trained.curves, whole.curves))
+        torch.testing.assert_close(one, other, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -1,0 +1,66 @@
+"""A split's examples, and how they come to the processes that prepare batches ahead."""
+
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from stages.artifacts.token_shards import (
+    DATASET_FOLDER,
+    DatasetMetadata,
+    SplitMetadata,
+    make_folder,
+    open_shard_writer,
+    shard_path,
+)
+from stages.core.windows import DatasetParameters
+from stages.dataset import open_examples
+from stages.errors import UserError
+from stages.training.data_module import TrainingBatches, plan_training
+from tests.training.conftest import train_parameters
+
+TOKENS = 1_000_000
+CONTEXT_LENGTH = 100
+
+
+def test_batches_travel_to_another_process_without_their_tokens(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a loader sends them where processes are not forked: macOS and Windows."""
+    monkeypatch.chdir(tmp_path)
+    make_folder()
+    with open_shard_writer(shard_path(DATASET_FOLDER, "train"), 11) as writer:
+        token_ids = np.random.default_rng(0).integers(10, size=TOKENS)
+        writer.append(token_ids, np.array([TOKENS]), np.array([TOKENS]))
+    metadata = DatasetMetadata(
+        vocabulary_size=11,
+        eos_id=10,
+        parameters=DatasetParameters(packing="stream", loss_on="all", stride=None),
+        splits={
+            "train": SplitMetadata(rows=1, tokens=TOKENS, scored_tokens=TOKENS - 1, scored_bytes=0, sha256="0"),
+            "validation": SplitMetadata(rows=0, tokens=0, scored_tokens=0, scored_bytes=0, sha256="0"),
+        },
+    )
+    assert open_examples("validation", metadata, CONTEXT_LENGTH) is None
+    examples = open_examples("train", metadata, CONTEXT_LENGTH)
+    assert examples is not None
+    plan = plan_training(examples.per_pass(), train_parameters(), None, 1)
+    batches = TrainingBatches(examples, plan, rank=0)
+    first = batches[0]
+    pickled = pickle.dumps(batches)
+    assert len(pickled) < 2000
+    assert torch.equal(pickle.loads(pickled)[0].input_ids, first.input_ids)
+
+
+@pytest.mark.parametrize(
+    ("loss_on", "fix"), [("completion", "set dataset.loss_on: all"), ("all", "give these rows words")]
+)
+def test_a_split_without_a_target_is_refused(loss_on: str, fix: str) -> None:
+    dataset = DatasetMetadata.model_validate(
+        {"vocabulary_size": 5, "eos_id": 4, "parameters": {"packing": "rows", "loss_on": loss_on, "stride": None}}
+        | {"splits": {"test": {"rows": 9, "tokens": 9, "scored_tokens": 0, "scored_bytes": 0, "sha256": "0"}}}
+    )
+    with pytest.raises(UserError, match=rf"none of the 9 test rows has .* dataset.loss_on: {loss_on}; {fix}"):
+        open_examples("test", dataset, CONTEXT_LENGTH)
