@@ -146,7 +146,7 @@ def main() -> None:
     run = log_evaluation(trained_from, evaluation, DATASET_FOLDER, required=required)
     if run is not None:
         prompt = vocabulary.decode(samples[0].prompt) if samples else ""
-        log_model(run, prompt, register_as)
+        log_model(run, prompt, register_as, required=required)
     if not quiet:
         print(describe(metrics))
 

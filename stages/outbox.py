@@ -167,7 +167,6 @@ class Sender:
         self._send = send
         self._ended = threading.Event()
         self._failed_at = -RETRY_SECONDS
-        self._all_sent = False
         self._told = False
         self._thread = threading.Thread(target=self._run, name="tracking", daemon=True)
         self._thread.start()
@@ -181,28 +180,23 @@ class Sender:
                 print(f"{self._outbox.folder}/: {error.strerror}: MLflow's curves will lack points", file=sys.stderr)
             self._told = True
 
-    def close(self) -> bool:
-        """Send what is left and tell whether all could be sent."""
+    def close(self) -> None:
+        """Send no more; what is left stays in the outbox."""
         self._ended.set()
         self._thread.join()
-        return self._all_sent
 
     def _run(self) -> None:
         """Send what has gathered in some seconds: a request takes the processor as long as hundreds of points in it."""
         while not self._ended.wait(GATHER_SECONDS):
             self._outbox.touch()
             if self._failed_at + RETRY_SECONDS <= time.monotonic():
-                self._try(self._outbox.send_points)
-        self._all_sent = self._try(self._outbox.send_all_points)
+                self._try()
 
-    def _try(self, send_points: Callable[[Send], int]) -> bool:
-        """Tell whether points could be sent."""
+    def _try(self) -> None:
         try:
-            send_points(self._send)
+            self._outbox.send_points(self._send)
         except Exception:  # noqa: BLE001 - whatever keeps it from sending, training goes on
             self._failed_at = time.monotonic()
-            return False
-        return True
 
 
 def _parse(lines: Iterator[str]) -> Iterator[Point]:

@@ -34,4 +34,4 @@ def run_name(fingerprint: str) -> str | None:
 def masked(text: str) -> str:
     """Hide what is secret in the addresses within a text."""
     text = re.sub(r"://[^/@\s]+@", "://***@", text)
-    return re.sub(r"(?i)([?&][^=&\s]*(?:password|token|secret|key)[^=&\s]*)=[^&\s]+", r"\1=***", text)
+    return re.sub(r"(?i)([?&][^=&\s]*(?:password|token|secret|key|sig|credential)[^=&\s]*)=[^&\s]+", r"\1=***", text)

@@ -8,10 +8,13 @@ import json
 import logging
 import os
 import re
+import socket
 import ssl
 import subprocess
 import sys
+import textwrap
 import time
+import traceback
 import urllib.error
 import urllib.request
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -57,7 +60,10 @@ EXPERIMENT_KIND = {"mlflow.experimentKind": "custom_model_development"}
 # A running pipeline changes these itself.
 WRITTEN_BY_DVC = ("dvc.lock", "metrics/")
 
+REPEAT = "`dvc repro`, which repeats this stage alone; or set runtime.tracking: optional in params.yaml"
+
 _SECONDS_TO_ANSWER = 5
+_LONGEST_ANSWER = 500  # characters: a proxy may answer with a whole page
 
 
 class TrainingRun:
@@ -81,17 +87,14 @@ class TrainingRun:
         """Send what is left and end the run: finished, failed, or killed by a signal."""
         status = "FINISHED" if kind is None else "FAILED" if issubclass(kind, Exception) else "KILLED"
         self._outbox.keep_end(status)
+        self._sender.close()
         try:
-            sent = self._sender.close()
-            if sent:
-                _send(self._client, self._outbox, self.id)
-        except Exception:  # noqa: BLE001 - nothing is lost
-            sent = False
-        if not sent:
+            _send(self._client, self._outbox, self.id)
+        except Exception as failed:  # noqa: BLE001 - nothing is lost
             self._outbox.close()
             print(
-                f"MLflow at {masked(tracking_uri())} cannot be reached: what it has not got is in {self._outbox.folder}/; "
-                "the next `dvc repro` that runs a stage sends it, or `python -m stages.send_metrics`",
+                f"{_failure(failed)}; what it has not got is kept in {self._outbox.folder}/; the next `dvc repro` that "
+                "runs a stage sends it, or `python -m stages.send_metrics`",
                 file=sys.stderr,
             )
 
@@ -128,21 +131,50 @@ class UnrecordedRun:
 
 
 @contextmanager
-def told() -> Iterator[None]:
-    """Tell an error of the store's as one that a user can put right.
+def told(then: str = REPEAT, *, required: bool = True) -> Iterator[None]:
+    """Tell what goes wrong with the store as an error that a user can put right.
+
+    Args:
+        then: what to type when it is put right.
+        required: False tells it, and goes on behind the block.
 
     Raises:
-        UserError: the store failed.
+        UserError: the store failed, and is required.
     """
     try:
         yield
-    except MlflowException as error:
-        raise UserError(
-            f"MLflow at {masked(tracking_uri())}: {masked(str(error))}; when it is well again, type `dvc repro`"
-        ) from None
+    except UserError:
+        raise
+    except Exception as error:  # noqa: BLE001 - of many libraries: a store may keep its artifacts anywhere
+        LOG.info("where the error arose\n%s", masked(traceback.format_exc()))
+        if not required:
+            print(f"{_failure(error)}; going on without it, as runtime.tracking is optional", file=sys.stderr)
+            return
+        absent = _reason_of_absence(error) is not None
+        remedy = "start it, or unset MLFLOW_TRACKING_URI to record in mlflow.db" if absent else "put that right"
+        raise UserError(f"{_failure(error)}; {remedy}, then type {then}") from None
 
 
-@told()
+def _failure(error: Exception) -> str:
+    """Say why the server cannot be reached, or else what it said, or the library that was to talk to it."""
+    shown = f"MLflow at {masked(tracking_uri())}"
+    reason = _reason_of_absence(error)
+    if reason is not None:
+        return f"{shown} cannot be reached: {reason}"
+    kind = "" if isinstance(error, MlflowException) else f"{type(error).__name__}: "
+    return f"{shown}: {kind}{textwrap.shorten(masked(str(error)), _LONGEST_ANSWER)}"
+
+
+def _reason_of_absence(error: Exception) -> str | None:
+    """Return why the connection to the server failed; None where it was something else that failed."""
+    if not isinstance(error, MlflowException | OSError):
+        return None  # of a library that keeps artifacts elsewhere
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, ConnectionError | TimeoutError | socket.gaierror):
+        cause = cause.__cause__ or cause.__context__
+    return None if cause is None else cause.strerror or str(cause)
+
+
 def start_training_run(
     provenance: Provenance, dataset_path: Path, run_id: str | None = None, *, required: bool = True
 ) -> TrainingRun | UnrecordedRun:
@@ -152,34 +184,37 @@ def start_training_run(
         provenance: what the training's result is made from.
         dataset_path: the dataset's folder.
         run_id: the run of the training that this one resumes, which it goes on with if the store still has it.
-        required: False goes on without a run where the server cannot be reached.
+        required: False goes on without a run where the store cannot be used.
 
     Raises:
         UserError: the store cannot be used, and is required.
     """
-    opened = _open_store_if(required=required)
-    if opened is None:
-        return UnrecordedRun()
-    client, experiment_id = opened
-    if run_id is not None:
-        try:
-            client.update_run(run_id, status="RUNNING")
-        except MlflowException:
-            pass  # deleted, or in another store
-        else:
-            outbox = Outbox.open(_store())
-            outbox.run_id = run_id
-            return TrainingRun(client, client.get_run(run_id), outbox)
-    return TrainingRun(client, *_create_run(client, experiment_id, provenance, dataset_path))
+    with told(required=required):
+        client, experiment_id = _open_store()
+        if run_id is not None:
+            try:
+                client.update_run(run_id, status="RUNNING")
+            except MlflowException:
+                pass  # deleted, or in another store
+            else:
+                outbox = Outbox.open(_store())
+                outbox.run_id = run_id
+                return TrainingRun(client, client.get_run(run_id), outbox)
+        return TrainingRun(client, *_create_run(client, experiment_id, provenance, dataset_path))
+    return UnrecordedRun()
 
 
+@told("`python -m stages.send_metrics`")
 def send_left_behind() -> list[str]:
     """Send what earlier runs could not, end the runs of killed processes, and return what was done, in words.
 
     Raises:
-        UserError: the store cannot be used.
+        UserError: the store cannot be used, or refuses something.
     """
-    return _send_left_behind(_connect())
+    done, refused = _send_left_behind(_connect())
+    if refused:
+        raise UserError("\n".join([*refused, *done]))
+    return done
 
 
 @dataclass(frozen=True)
@@ -194,7 +229,6 @@ class Evaluation:
     """Files to keep with the run."""
 
 
-@told()
 def log_evaluation(
     model: Provenance, evaluation: Evaluation, dataset_path: Path, *, required: bool = True
 ) -> Run | None:
@@ -209,48 +243,52 @@ def log_evaluation(
     Raises:
         UserError: the store cannot be used, and is required.
     """
-    opened = _open_store_if(required=required)
-    if opened is None:
-        return None
-    client, experiment_id = opened
-    found = client.search_runs(
-        [experiment_id],
-        f"tags.{FINGERPRINT_TAG} = '{model.fingerprint}'",
-        order_by=["attributes.start_time DESC"],
-        max_results=1,
-    )
-    outbox = None
-    if found:
-        run = found[0]
-    else:
-        run, outbox = _create_run(client, experiment_id, model, dataset_path)
-    run_id = run.info.run_id
-    fingerprint = evaluation.provenance.fingerprint
-    if run.data.tags.get(EVALUATION_TAG, fingerprint) != fingerprint:
-        child, outbox = _create_run_with_outbox(
-            client, experiment_id, f"{run.info.run_name} evaluation {fingerprint[:7]}", {MLFLOW_PARENT_RUN_ID: run_id}
+    with told(required=required):
+        client, experiment_id = _open_store()
+        found = client.search_runs(
+            [experiment_id],
+            f"tags.{FINGERPRINT_TAG} = '{model.fingerprint}'",
+            order_by=["attributes.start_time DESC"],
+            max_results=1,
         )
-        run_id = child.info.run_id
-        client.log_batch(run_id, params=_parameters(evaluation.provenance.parameters))
-    now = int(time.time() * 1000)
-    tags = {
-        EVALUATION_TAG: fingerprint,
-        "evaluation_split": str(evaluation.metrics["split"]),
-        MLFLOW_RUN_NOTE: f"{evaluation.description}\n\n{_leading_back(run)}",
-    }
-    client.log_batch(
-        run_id,
-        metrics=[
-            Metric(name, value, now, 0) for name, value in evaluation.metrics.items() if isinstance(value, int | float)
-        ],
-        tags=[RunTag(name, value) for name, value in tags.items()],
-    )
-    for path in evaluation.paths:
-        client.log_artifact(run_id, str(path), str(path.parent))
-    if outbox is not None:
-        client.set_terminated(run_id)
-        outbox.remove()
-    return run
+        outbox = None
+        if found:
+            run = found[0]
+        else:
+            run, outbox = _create_run(client, experiment_id, model, dataset_path)
+        run_id = run.info.run_id
+        fingerprint = evaluation.provenance.fingerprint
+        if run.data.tags.get(EVALUATION_TAG, fingerprint) != fingerprint:
+            child, outbox = _create_run_with_outbox(
+                client,
+                experiment_id,
+                f"{run.info.run_name} evaluation {fingerprint[:7]}",
+                {MLFLOW_PARENT_RUN_ID: run_id},
+            )
+            run_id = child.info.run_id
+            client.log_batch(run_id, params=_parameters(evaluation.provenance.parameters))
+        now = int(time.time() * 1000)
+        tags = {
+            EVALUATION_TAG: fingerprint,
+            "evaluation_split": str(evaluation.metrics["split"]),
+            MLFLOW_RUN_NOTE: f"{evaluation.description}\n\n{_leading_back(run)}",
+        }
+        client.log_batch(
+            run_id,
+            metrics=[
+                Metric(name, value, now, 0)
+                for name, value in evaluation.metrics.items()
+                if isinstance(value, int | float)
+            ],
+            tags=[RunTag(name, value) for name, value in tags.items()],
+        )
+        for path in evaluation.paths:
+            client.log_artifact(run_id, str(path), str(path.parent))
+        if outbox is not None:
+            client.set_terminated(run_id)
+            outbox.remove()
+        return run
+    return None
 
 
 def one_at_a_time() -> FileLock:
@@ -258,6 +296,7 @@ def one_at_a_time() -> FileLock:
     return FileLock(project_root() / "mlflow.db.lock")
 
 
+@told()
 def check_store() -> None:
     """See that the store can be used, before work is done that it is to record.
 
@@ -267,7 +306,7 @@ def check_store() -> None:
     _connect()
 
 
-@told()
+@told("`make ui`")
 def keep_view(key: str, view: str) -> str:
     """Keep a view of MLflow's list of runs with the project's experiment, whose id is returned.
 
@@ -280,22 +319,12 @@ def keep_view(key: str, view: str) -> str:
     return experiment_id
 
 
-def _open_store_if(*, required: bool) -> tuple[MlflowClient, str] | None:
-    """Open the store; where it cannot be used and need not be, say so and return None."""
-    try:
-        return _open_store()
-    except UserError as error:
-        if required:
-            raise
-        print(f"{error}; going on without a record, as runtime.tracking is optional", file=sys.stderr)
-        return None
-
-
 def _open_store() -> tuple[MlflowClient, str]:
     """Connect to the store and find the experiment, creating both where they are new; send what was left behind."""
     client = _connect()
     experiment_id = _experiment_id(client)
-    for line in _send_left_behind(client):
+    done, refused = _send_left_behind(client)
+    for line in [*done, *refused]:
         print(line, file=sys.stderr)
     return client, experiment_id
 
@@ -304,27 +333,19 @@ def _experiment_id(client: MlflowClient) -> str:
     """Find the project's experiment, or create it."""
     root = project_root()
     name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or root.name
-    try:
-        with one_at_a_time():
-            experiment = client.get_experiment_by_name(name)
-            if experiment is not None:
-                return experiment.experiment_id
-            # A server keeps artifacts where it was told to; beside an SQLite file they would go to the working folder.
-            location = (root / "mlartifacts").as_uri() if tracking_uri().startswith("sqlite") else None
-            return client.create_experiment(name, location, EXPERIMENT_KIND)
-    except Exception as error:  # noqa: BLE001 - of many libraries
-        raise UserError(f"MLflow at {masked(tracking_uri())}: {masked(str(error))}") from None
+    with one_at_a_time():
+        experiment = client.get_experiment_by_name(name)
+        if experiment is not None:
+            return experiment.experiment_id
+        # A server keeps artifacts where it was told to; beside an SQLite file they would go to the working folder.
+        location = (root / "mlartifacts").as_uri() if tracking_uri().startswith("sqlite") else None
+        return client.create_experiment(name, location, EXPERIMENT_KIND)
 
 
 def _connect() -> MlflowClient:
-    """Open the store.
-
-    Raises:
-        UserError: the server does not answer within seconds, or the store cannot be opened.
-    """
+    """Open the store; a server that does not answer raises within seconds."""
     uri = tracking_uri()
-    shown = masked(uri)
-    LOG.info("MLflow at %s", shown)
+    LOG.info("MLflow at %s", masked(uri))
     if not LOG.isEnabledFor(logging.INFO):
         # What it says of creating its tables is no news to a user.
         logging.getLogger("mlflow").setLevel(logging.WARNING)
@@ -333,24 +354,17 @@ def _connect() -> MlflowClient:
         address = re.sub(r"://[^/@]+@", "://", uri).rstrip("/")
         try:
             urllib.request.urlopen(f"{address}/health", timeout=_SECONDS_TO_ANSWER).close()  # noqa: S310 - http alone
-        except urllib.error.HTTPError:
-            pass  # someone is there; MLflow itself says what is wrong
-        except (OSError, ValueError) as error:
-            reason = getattr(error, "reason", error)
-            if not isinstance(reason, ssl.SSLError):
-                raise UserError(
-                    f"MLflow at {shown} (MLFLOW_TRACKING_URI) cannot be reached: {reason}; start it, unset the variable "
-                    "to record in mlflow.db, or set runtime.tracking: optional in params.yaml"
-                ) from None
-    try:
-        with one_at_a_time():
-            return MlflowClient(uri)
-    except Exception as error:  # noqa: BLE001 - of many libraries
-        raise UserError(f"MLflow at {shown} cannot be opened: {masked(str(error))}") from None
+        except urllib.error.URLError as error:
+            # Where someone is there, MLflow itself says what is wrong.
+            if not isinstance(error, urllib.error.HTTPError) and not isinstance(error.reason, ssl.SSLError):
+                raise
+    with one_at_a_time():
+        return MlflowClient(uri)
 
 
-def _send_left_behind(client: MlflowClient) -> list[str]:
-    done = []
+def _send_left_behind(client: MlflowClient) -> tuple[list[str], list[str]]:
+    """Send what earlier runs could not, and return what was done and what the store refused, in words."""
+    done, refused = [], []
     for outbox in Outbox.left_behind(_store()):
         try:
             run = _find_run(client, outbox)
@@ -359,12 +373,15 @@ def _send_left_behind(client: MlflowClient) -> list[str]:
                 continue
             killed = outbox.end()[0] == "KILLED"
             points = _send(client, outbox, run.info.run_id)
-        except MlflowException as error:
-            done.append(f"run {outbox.run_id}: {masked(str(error))}; delete {outbox.folder}/ to give it up")
+        except Exception as error:  # noqa: BLE001 - of many libraries: a store may keep its artifacts anywhere
+            refused.append(
+                f"{_failure(error)}; what it has not got of run {outbox.run_id} stays in {outbox.folder}/: the next "
+                "`dvc repro` that runs a stage tries again; delete that folder to give it up"
+            )
         else:
             what = "marked as killed, as its process is gone" if killed else f"sent what was left, {points:,} points"
             done.append(f"MLflow run {run.info.run_name}: {what}")
-    return done
+    return done, refused
 
 
 def _find_run(client: MlflowClient, outbox: Outbox) -> Run | None:
@@ -384,10 +401,10 @@ def _find_run(client: MlflowClient, outbox: Outbox) -> Run | None:
 def _send(client: MlflowClient, outbox: Outbox, run_id: str) -> int:
     """Send all that an outbox holds, end its run and delete it; return the number of points."""
     points = outbox.send_all_points(lambda points: _send_points(client, run_id, points))
+    status, milliseconds = outbox.end()
+    client.set_terminated(run_id, status, milliseconds)  # before the files, which a store may refuse
     for path, place in outbox.files():
         client.log_artifact(run_id, str(path), str(place.parent))
-    status, milliseconds = outbox.end()
-    client.set_terminated(run_id, status, milliseconds)
     outbox.remove()
     return points
 
