@@ -4,7 +4,7 @@ import os
 import re
 from pathlib import Path
 
-# A convenience for people: deleted without loss.
+# A name for each fingerprint, for people: deleted without loss. What MLflow has yet to get lies beside them, in unsent/.
 FOLDER = Path(".runs")
 
 

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -350,6 +351,33 @@ def test_points_of_many_steps_go_in_one_request(workspace: Path) -> None:
         box.keep([point])
     assert box.send_all_points(requests.append) == len(points)
     assert requests == [points[: outbox.BATCH], points[outbox.BATCH :]]
+
+
+def test_a_folder_that_is_deleted_under_a_training_costs_what_was_in_it_and_no_more(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(outbox, "GATHER_SECONDS", 0.01)
+    with begin() as run:
+        run.log_metrics({"train_loss": 1.0}, 1)
+        while stored(run.id)[1] != [1]:
+            time.sleep(0.01)
+        shutil.rmtree(workspace / ".runs", ignore_errors=True)
+        run.log_metrics({"train_loss": 1.0}, 2)
+        assert tracking.send_left_behind() == [], "its process lives"
+        assert unsent(workspace) == [run.id]
+        shutil.rmtree(workspace / ".runs", ignore_errors=True)
+        while not unsent(workspace):
+            time.sleep(0.01)  # the sender makes it again
+        run.log_metrics({"train_loss": 1.0}, 3)
+        run.log_files([Path("metrics/train.json")])
+    found, steps = stored(run.id)
+    assert {1, 3} <= set(steps)
+    assert found.info.status == "FINISHED"
+    assert [file.path for file in MlflowClient(tracking_uri()).list_artifacts(found.info.run_id, "metrics")] == [
+        "metrics/train.json"
+    ]
+    assert capsys.readouterr().err == ""
+    assert unsent(workspace) == []
 
 
 def abandoned() -> str:
