@@ -11,10 +11,11 @@ from mlflow.entities import LoggedModelOutput, Run
 from mlflow.models import Model
 
 from stages.artifacts.vocabulary_json import VOCABULARY_FILE
+from stages.mlflow_store import one_at_a_time, told
 from stages.provenance import MODEL_FOLDER
+from stages.run_description import MODEL_NAME
 from stages.run_names import tracking_uri
 from stages.served_model import SIGNATURE
-from stages.tracking import MODEL_NAME, one_at_a_time, told
 
 SERVED_MODEL = Path("stages/served_model.py")
 # What it imports.
