@@ -302,10 +302,10 @@ def test_a_store_that_refuses_files_is_told_as_it_is_and_nothing_is_lost(
 
 
 def test_a_server_that_comes_back_in_time_leaves_nothing_to_do(
-    server: Server, workspace: Path, monkeypatch: pytest.MonkeyPatch
+    server: Server, workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(outbox, "RETRY_SECONDS", 0.2)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri.replace("://", "://me:hunter2@"))
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with begin() as run:
         server.stop()
@@ -315,6 +315,9 @@ def test_a_server_that_comes_back_in_time_leaves_nothing_to_do(
         server.start()
         run.log_metrics({"train_loss": 1.0}, 100)
     assert unsent(workspace) == []
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert "hunter2" not in printed.err
     found, steps = stored(run.id)
     assert sorted(steps) == list(range(101))
     assert found.info.status == "FINISHED"
