@@ -36,6 +36,7 @@ from stages.core.vocabulary import Vocabulary
 from stages.core.windows import IGNORE_INDEX
 from stages.dataset import open_examples
 from stages.errors import UserError
+from stages.mlflow_store import check_store
 from stages.model_registry import log_model
 from stages.parameters import read_section
 from stages.provenance import read_provenance, stage_provenance
@@ -46,7 +47,7 @@ from stages.report.page import render
 from stages.report.pictures import Confusion, Curve, curve_pictures, model_pictures
 from stages.report.shown import Shown, choose, read_text, show
 from stages.runtime import RuntimeParameters
-from stages.tracking import Evaluation, check_store, log_evaluation
+from stages.tracking import Evaluation, log_evaluation
 from stages.training.optimization import TrainParameters
 
 LOG = logging.getLogger(__name__)
@@ -135,7 +136,7 @@ def main() -> None:
     run = log_evaluation(trained_from, evaluation, DATASET_FOLDER, required=required)
     if run is not None:
         prompt = vocabulary.decode(samples[0].prompt) if samples else ""
-        log_model(run, prompt, register_as)
+        log_model(run, prompt, register_as, required=required)
     if not quiet:
         print(describe(metrics))
 

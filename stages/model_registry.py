@@ -11,10 +11,11 @@ from mlflow.entities import LoggedModelOutput, Run
 from mlflow.models import Model
 
 from stages.artifacts.vocabulary_json import VOCABULARY_FILE
+from stages.mlflow_store import one_at_a_time, told
 from stages.provenance import MODEL_FOLDER
+from stages.run_description import MODEL_NAME
 from stages.run_names import tracking_uri
 from stages.served_model import SIGNATURE
-from stages.tracking import MODEL_NAME, one_at_a_time, told
 
 SERVED_MODEL = Path("stages/served_model.py")
 # What it imports.
@@ -31,12 +32,23 @@ REQUIREMENTS = (
 )
 
 
-@told()
-def log_model(run: Run, prompt: str, register_as: str | None) -> None:
+def log_model(run: Run, prompt: str, register_as: str | None, *, required: bool = True) -> None:
     """Keep data/model/ with the run that trained it, unless it is there; a name registers it as its next version.
 
-    ``prompt`` is an example of what the model is asked.
+    Args:
+        run: the run.
+        prompt: an example of what the model is asked.
+        register_as: the name; None registers nothing.
+        required: False goes on where the store cannot be used.
+
+    Raises:
+        UserError: the store cannot be used, and is required.
     """
+    with told(required=required):
+        _log_model(run, prompt, register_as)
+
+
+def _log_model(run: Run, prompt: str, register_as: str | None) -> None:
     # The registry asks for the logged model at the store of the process, by default one in the working folder.
     mlflow.set_tracking_uri(tracking_uri())
     client = MlflowClient(tracking_uri())

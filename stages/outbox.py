@@ -43,8 +43,10 @@ Send = Callable[[Sequence[Point]], None]
 class Outbox:
     """What one run has yet to send."""
 
-    def __init__(self, lock: FileLock) -> None:
+    def __init__(self, lock: FileLock, store: str) -> None:
         self._lock = lock  # held
+        self._store = store
+        self._run_id: str | None = None
         self._folder = Path(lock.lock_file).parent
         self._run = self._folder / "run"
         self._points = self._folder / "points.jsonl"
@@ -57,11 +59,9 @@ class Outbox:
     def open(cls, store: str) -> Self:
         """Begin an outbox; ``store`` tells which server or file it belongs to, and holds no secret."""
         folder = project_root() / FOLDER / uuid.uuid4().hex
-        folder.mkdir(parents=True)
-        lock = FileLock(folder / "lock")
-        lock.acquire()
-        (folder / "store").write_text(store, encoding="utf-8")
-        return cls(lock)
+        outbox = cls(FileLock(folder / "lock", thread_local=False), store)
+        outbox._lay()
+        return outbox
 
     @classmethod
     def left_behind(cls, store: str) -> Iterator[Self]:
@@ -74,7 +74,7 @@ class Outbox:
                 continue
             with lock:
                 if place.exists() and place.read_text(encoding="utf-8") == store:
-                    yield cls(lock)
+                    yield cls(lock, store)
 
     @property
     def id(self) -> str:
@@ -88,6 +88,7 @@ class Outbox:
 
     @run_id.setter
     def run_id(self, run_id: str) -> None:
+        self._run_id = run_id
         with atomic_file(self._run) as file:
             file.write(run_id.encode())
 
@@ -98,22 +99,26 @@ class Outbox:
 
     def touch(self) -> None:
         """Show that the run's process lives."""
+        self._lay()
         os.utime(self._folder)
 
     def keep(self, points: Sequence[Point]) -> None:
         """Add points, to be sent another time."""
         lines = "".join(json.dumps(point) + "\n" for point in points)
+        self._lay()
         with self._adding, self._points.open("a", encoding="utf-8") as file:
             file.write(lines)
 
     def keep_file(self, path: Path) -> None:
         """Add a copy of a file, to be sent another time."""
+        self._lay()
         copy = self._files / path
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(path, copy)
 
     def keep_end(self, status: str) -> None:
         """Add how the run ended, and when."""
+        self._lay()
         self._end.write_text(json.dumps([status, _now()]), encoding="utf-8")
 
     def send_points(self, send: Send) -> int:
@@ -158,6 +163,19 @@ class Outbox:
         shutil.rmtree(self._folder, ignore_errors=True)
         self._lock.release()
 
+    def _lay(self) -> None:
+        """Make the folder where it is not there: at first, and where a person deletes it under a training."""
+        store = self._folder / "store"
+        with self._adding:
+            if store.exists():
+                return
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._lock.release()  # that of the folder that was deleted
+            self._lock.acquire()
+            if self._run_id is not None:
+                self._run.write_text(self._run_id, encoding="utf-8")
+            store.write_text(self._store, encoding="utf-8")  # last: without it no other process takes the folder
+
 
 class Sender:
     """Keeps points in the outbox, so that a kill loses none, and sends them from a thread of its own, many at a time."""
@@ -167,7 +185,6 @@ class Sender:
         self._send = send
         self._ended = threading.Event()
         self._failed_at = -RETRY_SECONDS
-        self._all_sent = False
         self._told = False
         self._thread = threading.Thread(target=self._run, name="tracking", daemon=True)
         self._thread.start()
@@ -181,28 +198,20 @@ class Sender:
                 print(f"{self._outbox.folder}/: {error.strerror}: MLflow's curves will lack points", file=sys.stderr)
             self._told = True
 
-    def close(self) -> bool:
-        """Send what is left and tell whether all could be sent."""
+    def close(self) -> None:
+        """Send no more; what is left stays in the outbox."""
         self._ended.set()
         self._thread.join()
-        return self._all_sent
 
     def _run(self) -> None:
         """Send what has gathered in some seconds: a request takes the processor as long as hundreds of points in it."""
         while not self._ended.wait(GATHER_SECONDS):
-            self._outbox.touch()
-            if self._failed_at + RETRY_SECONDS <= time.monotonic():
-                self._try(self._outbox.send_points)
-        self._all_sent = self._try(self._outbox.send_all_points)
-
-    def _try(self, send_points: Callable[[Send], int]) -> bool:
-        """Tell whether points could be sent."""
-        try:
-            send_points(self._send)
-        except Exception:  # noqa: BLE001 - whatever keeps it from sending, training goes on
-            self._failed_at = time.monotonic()
-            return False
-        return True
+            try:
+                self._outbox.touch()
+                if self._failed_at + RETRY_SECONDS <= time.monotonic():
+                    self._outbox.send_points(self._send)
+            except Exception:  # noqa: BLE001 - whatever keeps it from sending, training goes on
+                self._failed_at = time.monotonic()
 
 
 def _parse(lines: Iterator[str]) -> Iterator[Point]:

@@ -14,7 +14,7 @@ from stages.parameters import read_all
 
 MODEL_FOLDER = Path("data/model")
 PROVENANCE_FILE = "provenance.json"
-# A folder is known by the file in it that says what it holds, with hashes of the data beside it.
+# A folder is known by the file in it that says what it holds (a dataset's has hashes of the data) or was made from (a model's).
 FOLDER_FILES = ("metadata.json", PROVENANCE_FILE)
 # The whole section is listed where a name is read from it, which changes no result. The training lists what it reads, by key.
 NOT_OF_THE_RESULT = "train"

@@ -1,63 +1,32 @@
-"""MLflow: one run for each training, which the evaluation of its model joins. Only served_model.py and model_registry.py import mlflow beside it.
+"""The runs in MLflow: one for each training, which the evaluation of its model joins.
 
 A run is found again by its model's fingerprint, never by an id in a file: an id in a DVC output would change at every run.
 """
 
-import hashlib
 import json
-import logging
-import os
-import re
-import ssl
-import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from filelock import FileLock
-
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-# With the default of seven retries, of two minutes each, an absent server is noticed after minutes.
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
-os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-
 from mlflow import MlflowClient
-from mlflow.entities import Dataset, DatasetInput, InputTag, LifecycleStage, Metric, Param, Run, RunTag
+from mlflow.entities import Dataset, DatasetInput, InputTag, LifecycleStage, Metric, Run, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NOTE
 
 from stages.errors import UserError
+from stages.mlflow_store import connect, failure, find_experiment, one_at_a_time, store_hash, told
 from stages.outbox import Outbox, Point, Sender
 from stages.parameters import read_all
 from stages.provenance import Provenance
-from stages.run_names import masked, project_root, remember_run_name, tracking_uri
+from stages.run_description import FINGERPRINT_TAG, name_run, run_parameters, run_tags, way_back
+from stages.run_names import remember_run_name
 
-LOG = logging.getLogger(__name__)
-
-FINGERPRINT_TAG = "fingerprint"
 EVALUATION_TAG = "evaluation_fingerprint"
-EXPERIMENT_TAG = "dvc.experiment"
-COMMIT_TAG = "git.commit"
-CHANGED_TAG = "git.changed_files"
-INPUTS_TAG = "inputs.md5"
 OUTBOX_TAG = "outbox"
-MODEL_NAME = "model"
-
-# The pages that MLflow shows first: those of models in training.
-EXPERIMENT_KIND = {"mlflow.experimentKind": "custom_model_development"}
-
-# A running pipeline changes these itself.
-WRITTEN_BY_DVC = ("dvc.lock", "metrics/")
-
-_SECONDS_TO_ANSWER = 5
 
 
 class TrainingRun:
@@ -81,17 +50,14 @@ class TrainingRun:
         """Send what is left and end the run: finished, failed, or killed by a signal."""
         status = "FINISHED" if kind is None else "FAILED" if issubclass(kind, Exception) else "KILLED"
         self._outbox.keep_end(status)
+        self._sender.close()
         try:
-            sent = self._sender.close()
-            if sent:
-                _send(self._client, self._outbox, self.id)
-        except Exception:  # noqa: BLE001 - nothing is lost
-            sent = False
-        if not sent:
+            _send(self._client, self._outbox, self.id)
+        except Exception as failed:  # noqa: BLE001 - nothing is lost
             self._outbox.close()
             print(
-                f"MLflow at {masked(tracking_uri())} cannot be reached: what it has not got is in {self._outbox.folder}/; "
-                "the next `dvc repro` that runs a stage sends it, or `python -m stages.send_metrics`",
+                f"{failure(failed)}; what it has not got is kept in {self._outbox.folder}/; the next `dvc repro` that "
+                "runs a stage sends it, or `python -m stages.send_metrics`",
                 file=sys.stderr,
             )
 
@@ -137,22 +103,6 @@ class UnrecordedRun:
         """Do nothing."""
 
 
-@contextmanager
-def told() -> Iterator[None]:
-    """Tell an error of the store's as one that a user can put right.
-
-    Raises:
-        UserError: the store failed.
-    """
-    try:
-        yield
-    except MlflowException as error:
-        raise UserError(
-            f"MLflow at {masked(tracking_uri())}: {masked(str(error))}; when it is well again, type `dvc repro`"
-        ) from None
-
-
-@told()
 def start_training_run(
     provenance: Provenance, dataset_path: Path, run_id: str | None = None, *, required: bool = True
 ) -> TrainingRun | UnrecordedRun:
@@ -162,34 +112,37 @@ def start_training_run(
         provenance: what the training's result is made from.
         dataset_path: the dataset's folder.
         run_id: the run of the training that this one resumes, which it goes on with if the store still has it.
-        required: False goes on without a run where the server cannot be reached.
+        required: False goes on without a run where the store cannot be used.
 
     Raises:
         UserError: the store cannot be used, and is required.
     """
-    opened = _open_store_if(required=required)
-    if opened is None:
-        return UnrecordedRun()
-    client, experiment_id = opened
-    if run_id is not None:
-        try:
-            client.update_run(run_id, status="RUNNING")
-        except MlflowException:
-            pass  # deleted, or in another store
-        else:
-            outbox = Outbox.open(_store())
-            outbox.run_id = run_id
-            return TrainingRun(client, client.get_run(run_id), outbox)
-    return TrainingRun(client, *_create_run(client, experiment_id, provenance, dataset_path))
+    with told(required=required):
+        client, experiment_id = _open_store()
+        if run_id is not None:
+            try:
+                client.update_run(run_id, status="RUNNING")
+            except MlflowException:
+                pass  # deleted, or in another store
+            else:
+                outbox = Outbox.open(store_hash())
+                outbox.run_id = run_id
+                return TrainingRun(client, client.get_run(run_id), outbox)
+        return TrainingRun(client, *_create_run(client, experiment_id, provenance, dataset_path))
+    return UnrecordedRun()
 
 
+@told("`python -m stages.send_metrics`")
 def send_left_behind() -> list[str]:
     """Send what earlier runs could not, end the runs of killed processes, and return what was done, in words.
 
     Raises:
-        UserError: the store cannot be used.
+        UserError: the store cannot be used, or refuses something.
     """
-    return _send_left_behind(_connect())
+    done, refused = _send_left_behind(connect())
+    if refused:
+        raise UserError("\n".join([*refused, *done]))
+    return done
 
 
 @dataclass(frozen=True)
@@ -204,7 +157,6 @@ class Evaluation:
     """Files to keep with the run."""
 
 
-@told()
 def log_evaluation(
     model: Provenance, evaluation: Evaluation, dataset_path: Path, *, required: bool = True
 ) -> Run | None:
@@ -219,149 +171,60 @@ def log_evaluation(
     Raises:
         UserError: the store cannot be used, and is required.
     """
-    opened = _open_store_if(required=required)
-    if opened is None:
-        return None
-    client, experiment_id = opened
-    found = client.search_runs(
-        [experiment_id],
-        f"tags.{FINGERPRINT_TAG} = '{model.fingerprint}'",
-        order_by=["attributes.start_time DESC"],
-        max_results=1,
-    )
-    outbox = None
-    if found:
-        run = found[0]
-    else:
-        run, outbox = _create_run(client, experiment_id, model, dataset_path)
-    run_id = run.info.run_id
-    fingerprint = evaluation.provenance.fingerprint
-    if run.data.tags.get(EVALUATION_TAG, fingerprint) != fingerprint:
-        child, outbox = _create_run_with_outbox(
-            client, experiment_id, f"{run.info.run_name} evaluation {fingerprint[:7]}", {MLFLOW_PARENT_RUN_ID: run_id}
+    with told(required=required):
+        client, experiment_id = _open_store()
+        run, outbox = _newest_run(client, experiment_id, f"tags.{FINGERPRINT_TAG} = '{model.fingerprint}'"), None
+        if run is None:
+            run, outbox = _create_run(client, experiment_id, model, dataset_path)
+        run_id = run.info.run_id
+        fingerprint = evaluation.provenance.fingerprint
+        if run.data.tags.get(EVALUATION_TAG, fingerprint) != fingerprint:
+            child, outbox = _create_run_with_outbox(
+                client,
+                experiment_id,
+                f"{run.info.run_name} evaluation {fingerprint[:7]}",
+                {MLFLOW_PARENT_RUN_ID: run_id},
+            )
+            run_id = child.info.run_id
+            client.log_batch(run_id, params=run_parameters(evaluation.provenance.parameters))
+        now = int(time.time() * 1000)
+        tags = {
+            EVALUATION_TAG: fingerprint,
+            "evaluation_split": str(evaluation.metrics["split"]),
+            MLFLOW_RUN_NOTE: f"{evaluation.description}\n\n{way_back(run)}",
+        }
+        client.log_batch(
+            run_id,
+            metrics=[
+                Metric(name, value, now, 0)
+                for name, value in evaluation.metrics.items()
+                if isinstance(value, int | float)
+            ],
+            tags=[RunTag(name, value) for name, value in tags.items()],
         )
-        run_id = child.info.run_id
-        client.log_batch(run_id, params=_parameters(evaluation.provenance.parameters))
-    now = int(time.time() * 1000)
-    tags = {
-        EVALUATION_TAG: fingerprint,
-        "evaluation_split": str(evaluation.metrics["split"]),
-        MLFLOW_RUN_NOTE: f"{evaluation.description}\n\n{_leading_back(run)}",
-    }
-    client.log_batch(
-        run_id,
-        metrics=[
-            Metric(name, value, now, 0) for name, value in evaluation.metrics.items() if isinstance(value, int | float)
-        ],
-        tags=[RunTag(name, value) for name, value in tags.items()],
-    )
-    for path in evaluation.paths:
-        client.log_artifact(run_id, str(path), str(path.parent))
-    if outbox is not None:
-        client.set_terminated(run_id)
-        outbox.remove()
-    return run
-
-
-def one_at_a_time() -> FileLock:
-    """Keep processes of this workspace apart where MLflow breaks: two that create one SQLite store, or one dataset."""
-    return FileLock(project_root() / "mlflow.db.lock")
-
-
-def check_store() -> None:
-    """See that the store can be used, before work is done that it is to record.
-
-    Raises:
-        UserError: it cannot.
-    """
-    _connect()
-
-
-@told()
-def keep_view(key: str, view: str) -> str:
-    """Keep a view of MLflow's list of runs with the project's experiment, whose id is returned.
-
-    Raises:
-        UserError: the store cannot be used.
-    """
-    client = _connect()
-    experiment_id = _experiment_id(client)
-    client.set_experiment_tag(experiment_id, f"mlflow.sharedViewState.{key}", view)
-    return experiment_id
-
-
-def _open_store_if(*, required: bool) -> tuple[MlflowClient, str] | None:
-    """Open the store; where it cannot be used and need not be, say so and return None."""
-    try:
-        return _open_store()
-    except UserError as error:
-        if required:
-            raise
-        print(f"{error}; going on without a record, as runtime.tracking is optional", file=sys.stderr)
-        return None
+        for path in evaluation.paths:
+            client.log_artifact(run_id, str(path), str(path.parent))
+        if outbox is not None:
+            client.set_terminated(run_id)
+            outbox.remove()
+        return run
+    return None
 
 
 def _open_store() -> tuple[MlflowClient, str]:
     """Connect to the store and find the experiment, creating both where they are new; send what was left behind."""
-    client = _connect()
-    experiment_id = _experiment_id(client)
-    for line in _send_left_behind(client):
+    client = connect()
+    experiment_id = find_experiment(client)
+    done, refused = _send_left_behind(client)
+    for line in [*done, *refused]:
         print(line, file=sys.stderr)
     return client, experiment_id
 
 
-def _experiment_id(client: MlflowClient) -> str:
-    """Find the project's experiment, or create it."""
-    root = project_root()
-    name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or root.name
-    try:
-        with one_at_a_time():
-            experiment = client.get_experiment_by_name(name)
-            if experiment is not None:
-                return experiment.experiment_id
-            # A server keeps artifacts where it was told to; beside an SQLite file they would go to the working folder.
-            location = (root / "mlartifacts").as_uri() if tracking_uri().startswith("sqlite") else None
-            return client.create_experiment(name, location, EXPERIMENT_KIND)
-    except Exception as error:  # noqa: BLE001 - of many libraries
-        raise UserError(f"MLflow at {masked(tracking_uri())}: {masked(str(error))}") from None
-
-
-def _connect() -> MlflowClient:
-    """Open the store.
-
-    Raises:
-        UserError: the server does not answer within seconds, or the store cannot be opened.
-    """
-    uri = tracking_uri()
-    shown = masked(uri)
-    LOG.info("MLflow at %s", shown)
-    if not LOG.isEnabledFor(logging.INFO):
-        # What it says of creating its tables is no news to a user.
-        logging.getLogger("mlflow").setLevel(logging.WARNING)
-    if uri.startswith(("http://", "https://")):
-        # MLflow's own answer to an absent server comes late.
-        address = re.sub(r"://[^/@]+@", "://", uri).rstrip("/")
-        try:
-            urllib.request.urlopen(f"{address}/health", timeout=_SECONDS_TO_ANSWER).close()  # noqa: S310 - http alone
-        except urllib.error.HTTPError:
-            pass  # someone is there; MLflow itself says what is wrong
-        except (OSError, ValueError) as error:
-            reason = getattr(error, "reason", error)
-            if not isinstance(reason, ssl.SSLError):
-                raise UserError(
-                    f"MLflow at {shown} (MLFLOW_TRACKING_URI) cannot be reached: {reason}; start it, unset the variable "
-                    "to record in mlflow.db, or set runtime.tracking: optional in params.yaml"
-                ) from None
-    try:
-        with one_at_a_time():
-            return MlflowClient(uri)
-    except Exception as error:  # noqa: BLE001 - of many libraries
-        raise UserError(f"MLflow at {shown} cannot be opened: {masked(str(error))}") from None
-
-
-def _send_left_behind(client: MlflowClient) -> list[str]:
-    done = []
-    for outbox in Outbox.left_behind(_store()):
+def _send_left_behind(client: MlflowClient) -> tuple[list[str], list[str]]:
+    """Send what earlier runs could not, and return what was done and what the store refused, in words."""
+    done, refused = [], []
+    for outbox in Outbox.left_behind(store_hash()):
         try:
             run = _find_run(client, outbox)
             if run is None:
@@ -369,12 +232,15 @@ def _send_left_behind(client: MlflowClient) -> list[str]:
                 continue
             killed = outbox.end()[0] == "KILLED"
             points = _send(client, outbox, run.info.run_id)
-        except MlflowException as error:
-            done.append(f"run {outbox.run_id}: {masked(str(error))}; delete {outbox.folder}/ to give it up")
+        except Exception as error:  # noqa: BLE001 - of many libraries: a store may keep its artifacts anywhere
+            refused.append(
+                f"{failure(error)}; what it has not got of run {outbox.run_id} stays in {outbox.folder}/: the next "
+                "`dvc repro` that runs a stage tries again; delete that folder to give it up"
+            )
         else:
             what = "marked as killed, as its process is gone" if killed else f"sent what was left, {points:,} points"
             done.append(f"MLflow run {run.info.run_name}: {what}")
-    return done
+    return done, refused
 
 
 def _find_run(client: MlflowClient, outbox: Outbox) -> Run | None:
@@ -394,10 +260,10 @@ def _find_run(client: MlflowClient, outbox: Outbox) -> Run | None:
 def _send(client: MlflowClient, outbox: Outbox, run_id: str) -> int:
     """Send all that an outbox holds, end its run and delete it; return the number of points."""
     points = outbox.send_all_points(lambda points: _send_points(client, run_id, points))
+    status, milliseconds = outbox.end()
+    client.set_terminated(run_id, status, milliseconds)  # before the files, which a store may refuse
     for path, place in outbox.files():
         client.log_artifact(run_id, str(path), str(place.parent))
-    status, milliseconds = outbox.end()
-    client.set_terminated(run_id, status, milliseconds)
     outbox.remove()
     return points
 
@@ -410,17 +276,14 @@ def _last_step(client: MlflowClient, run_id: str, name: str) -> int:
     return max((point.step for point in client.get_metric_history(run_id, name)), default=-1)
 
 
-def _store() -> str:
-    """Return what tells this store from others, and gives no secret away."""
-    return hashlib.sha256(tracking_uri().encode()).hexdigest()[:16]
-
-
 def _create_run(
     client: MlflowClient, experiment_id: str, provenance: Provenance, dataset_path: Path
 ) -> tuple[Run, Outbox]:
-    parameters = _parameters(read_all())
-    name = _name(client, experiment_id, provenance, parameters)
-    run, outbox = _create_run_with_outbox(client, experiment_id, name, _tags(provenance))
+    parameters = run_parameters(read_all())
+    # A run without this tag is an evaluation, which has not all parameters.
+    before = _newest_run(client, experiment_id, f"tags.{FINGERPRINT_TAG} LIKE '%'")
+    name = name_run(provenance, parameters, before)
+    run, outbox = _create_run_with_outbox(client, experiment_id, name, run_tags(provenance))
     client.log_batch(run.info.run_id, params=parameters)
     digest = provenance.dependencies[str(dataset_path)]
     source = json.dumps({"uri": str(dataset_path)})
@@ -436,85 +299,13 @@ def _create_run_with_outbox(
     client: MlflowClient, experiment_id: str, name: str, tags: Mapping[str, str]
 ) -> tuple[Run, Outbox]:
     """Create a run whose tag names an outbox that is there before it: however early its process is killed, it is ended."""
-    outbox = Outbox.open(_store())
+    outbox = Outbox.open(store_hash())
     run = client.create_run(experiment_id, run_name=name, tags={**tags, OUTBOX_TAG: outbox.id})
     outbox.run_id = run.info.run_id
     return run, outbox
 
 
-def _name(client: MlflowClient, experiment_id: str, provenance: Provenance, parameters: list[Param]) -> str:
-    """Name a run by DVC's experiment and by what differs from the training before: parameters, else data and code."""
-    name = os.environ.get("DVC_EXP_NAME") or f"train-{provenance.fingerprint[:7]}"
-    # A run without this tag is an evaluation, which has not all parameters.
-    before = client.search_runs(
-        [experiment_id], f"tags.{FINGERPRINT_TAG} LIKE '%'", order_by=["attributes.start_time DESC"], max_results=1
-    )
-    if not before:
-        return name
-    old, tags = before[0].data.params, before[0].data.tags
-    tracked = [item for item in parameters if not item.key.startswith("runtime.")]
-    inputs = json.loads(tags.get(INPUTS_TAG, "{}"))
-    changed = [f"{item.key}={item.value}" for item in tracked if old.get(item.key) != item.value] or [
-        f"other {Path(path).name}" for path, digest in provenance.dependencies.items() if inputs.get(path) != digest
-    ]
-    more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
-    return " ".join([name, *changed[:3]]) + more
-
-
-def _tags(provenance: Provenance) -> dict[str, str]:
-    commit = os.environ.get("DVC_EXP_BASELINE_REV") or _git("rev-parse", "HEAD")
-    experiment = os.environ.get("DVC_EXP_NAME", "")
-    changed = [name for name in _git("diff", "--name-only", "HEAD").splitlines() if not name.startswith(WRITTEN_BY_DVC)]
-    tags = {
-        FINGERPRINT_TAG: provenance.fingerprint,
-        EXPERIMENT_TAG: experiment,
-        COMMIT_TAG: commit,
-        CHANGED_TAG: "" if experiment else ", ".join(changed),  # an experiment's commit holds its changes
-        "mlflow.source.git.commit": commit,
-        "mlflow.source.name": "dvc exp run" if experiment else "dvc repro",
-        INPUTS_TAG: json.dumps(provenance.dependencies),
-    }
-    return {name: value for name, value in tags.items() if value}
-
-
-def _leading_back(run: Run) -> str:
-    """Write the commands that bring a run's code, parameters and model back, as Markdown."""
-    tags = run.data.tags
-    commands = []
-    if COMMIT_TAG in tags:
-        commands.append(f"git checkout {tags[COMMIT_TAG]}")
-    if EXPERIMENT_TAG in tags:
-        commands.append(f"dvc exp apply {tags[EXPERIMENT_TAG]}")
-    elif CHANGED_TAG not in tags:
-        commands.append("dvc repro")
-    commands.append(f"mlflow models serve -m runs:/{run.info.run_id}/{MODEL_NAME} --env-manager local --port 5001")
-    files = tags.get(CHANGED_TAG, "").split(", ")
-    more = f" and {len(files) - 3} more files" if len(files) > 3 else ""
-    changed = f"\nNot in that commit: changes of {', '.join(files[:3])}{more}.\n" if CHANGED_TAG in tags else ""
-    return "### Back to this run\n\n" + "\n".join(f"    {command}" for command in commands) + "\n" + changed
-
-
-def _git(*arguments: str) -> str:
-    """Ask git about the workspace; empty where it is no git repository or git is not installed."""
-    try:
-        answer = subprocess.run(["git", *arguments], capture_output=True, text=True, check=True)  # noqa: S603, S607
-    except (OSError, subprocess.CalledProcessError):
-        return ""
-    return answer.stdout.strip()
-
-
-def _parameters(values: Mapping[str, Any]) -> list[Param]:
-    return [Param(name, _as_yaml(value)) for name, value in _flatten(values)]
-
-
-def _as_yaml(value: Any) -> str:
-    """Write a value as params.yaml has it: null and true, not Python's None and True."""
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-
-
-def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _flatten(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
+def _newest_run(client: MlflowClient, experiment_id: str, which: str) -> Run | None:
+    """Find the run that began last, of those that a search finds."""
+    found = client.search_runs([experiment_id], which, order_by=["attributes.start_time DESC"], max_results=1)
+    return found[0] if found else None

@@ -153,7 +153,7 @@ CASES = [
          {"data/model/config.json": "SHAPE"}),
     artifact("a vocabulary of another size", "evaluate", "data/vocabulary.json", "LARGER", "different", "dvc repro"),
     artifact("a vocabulary of another run", "evaluate", "data/vocabulary.json", "RENAMED", "different", "dvc repro"),
-    artifact("a store that is none", "train", "mlflow.db", b"not a database" * 100, "cannot be opened"),
+    artifact("a store that is none", "train", "mlflow.db", b"not a database" * 100, "MLflow at sqlite:///", "file is not a database", "put that right"),
     # The commands for people.
     Case("an unknown word in a question", "generate", ["'RNN' (word 3)", "nearest known: 'CNN'"], arguments=["what is RNN"]),
     Case("a question in words of another run", "generate", ["data/vocabulary.json: different", "dvc repro"],

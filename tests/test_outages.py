@@ -1,14 +1,19 @@
 """A real MLflow server that is away, dies, hangs and comes back; processes that are killed. Nothing is lost, nothing waits."""
 
 import os
+import re
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import replace
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +53,8 @@ class Server:
         self._process = subprocess.Popen(
             [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--port", str(self.port), "--host", "127.0.0.1",
              "--backend-store-uri", f"sqlite:///{folder}/server.db", "--artifacts-destination", f"{folder}/artifacts"],
-            env=clean_environment() | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
+            env=clean_environment()
+            | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_ALLOWED_HOST_ADDRESSED_ARTIFACT_SCHEMES": "http"},
             cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
         )  # fmt: skip
         for _ in range(600):
@@ -113,7 +119,8 @@ def test_a_server_that_is_away_is_told_within_ten_seconds(monkeypatch: pytest.Mo
     with pytest.raises(UserError) as raised:
         begin()
     assert time.monotonic() - began < 10
-    assert f"MLflow at http://***@127.0.0.1:{port} (MLFLOW_TRACKING_URI) cannot be reached" in str(raised.value)
+    assert f"MLflow at http://***@127.0.0.1:{port} cannot be reached: Connection refused" in str(raised.value)
+    assert "unset MLFLOW_TRACKING_URI" in str(raised.value)
     assert "runtime.tracking: optional" in str(raised.value)
     assert "hunter2" not in str(raised.value)
 
@@ -142,7 +149,7 @@ def test_optional_tracking_goes_on_without_a_server(
         run.log_files([Path("metrics/train.json")])
     assert run.id is None
     tracking.log_evaluation(PROVENANCE, EVALUATION, DATASET, required=False)
-    assert capsys.readouterr().err.count("going on without a record") == 2
+    assert capsys.readouterr().err.count("cannot be reached: Connection refused; going on without it") == 2
 
 
 def test_a_server_that_dies_stalls_no_step_and_gets_everything_later(
@@ -161,7 +168,10 @@ def test_a_server_that_dies_stalls_no_step_and_gets_everything_later(
         run.log_files([Path("metrics/train.json")])
         (workspace / "metrics/train.json").write_text("of a later run")
     assert slowest < 0.25
-    assert f"MLflow at {server.uri} cannot be reached" in capsys.readouterr().err
+    assert (
+        f"MLflow at {server.uri} cannot be reached: Connection refused; what it has not got is kept in"
+        in capsys.readouterr().err
+    )
     assert unsent(workspace) == [run.id]
     with pytest.raises(UserError, match="cannot be reached"):
         tracking.send_left_behind()
@@ -196,7 +206,7 @@ def test_a_server_that_dies_under_an_evaluation_is_told_and_gets_it_all_when_it_
     with begin() as run:
         pass
     interrupted = Evaluation(PROVENANCE, {"split": "test", "loss": 1.0}, description="", paths=StopsTheServer(server))
-    with pytest.raises(UserError, match=r"MLflow at http://127\.0\.0\.1:.*when it is well again, type `dvc repro`"):
+    with pytest.raises(UserError, match=r"MLflow at http://127\.0\.0\.1:.* cannot be reached: .*type `dvc repro`"):
         tracking.log_evaluation(PROVENANCE, interrupted, DATASET)
     server.start()
     tracking.log_evaluation(PROVENANCE, replace(interrupted, paths=[Path("metrics/train.json")]), DATASET)
@@ -208,11 +218,94 @@ def test_a_server_that_dies_under_an_evaluation_is_told_and_gets_it_all_when_it_
     ]
 
 
+class Artifacts(ThreadingHTTPServer):
+    """A store of artifacts that refuses them, or takes them."""
+
+    def __init__(self) -> None:
+        self.answer = HTTPStatus.FORBIDDEN
+        self.taken: list[str] = []
+        super().__init__(("127.0.0.1", 0), ArtifactRequest)
+
+
+class ArtifactRequest(BaseHTTPRequestHandler):
+    """A file to take."""
+
+    server: Artifacts
+
+    def do_PUT(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        if self.server.answer == HTTPStatus.OK:
+            self.server.taken.append(self.path)
+        self.send_response(self.server.answer)
+        self.end_headers()
+
+    def log_message(self, *arguments: object) -> None:
+        """Say nothing."""
+
+
+@pytest.fixture
+def artifacts() -> Iterator[Artifacts]:
+    with Artifacts() as artifacts:
+        threading.Thread(target=artifacts.serve_forever).start()
+        yield artifacts
+        artifacts.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("location", "cause"),
+    [
+        ("s3://bucket/path", "ModuleNotFoundError: .*boto3"),
+        ("http://127.0.0.1:{port}/files", "HTTPError: 403 Client Error"),
+        ("http://127.0.0.1:{port}/broken", "too many 500 error responses"),
+    ],
+)
+def test_a_store_that_refuses_files_is_told_as_it_is_and_nothing_is_lost(
+    location: str,
+    cause: str,
+    server: Server,
+    artifacts: Artifacts,
+    workspace: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", location)
+    monkeypatch.setitem(sys.modules, "boto3", None)
+    if location.endswith("broken"):
+        artifacts.answer = HTTPStatus.INTERNAL_SERVER_ERROR
+    client = MlflowClient(server.uri)
+    client.create_experiment(location, location.format(port=artifacts.server_port))
+    evaluation = replace(EVALUATION, metrics={"split": "test", "loss": 1.0}, paths=[Path("metrics/train.json")])
+
+    with begin() as run:
+        run.log_metrics({"train_loss": 1.0}, 1)
+        run.log_files([Path("metrics/train.json")])
+    assert re.search(rf"MLflow at {server.uri}: .*{cause}.*; what it has not got is kept in", capsys.readouterr().err)
+    with pytest.raises(UserError, match=rf"{cause}.*; what it has not got of run {run.id} stays in"):
+        tracking.send_left_behind()
+    with pytest.raises(UserError, match=rf"{cause}.*; put that right, then type `dvc repro`"):
+        tracking.log_evaluation(PROVENANCE, evaluation, DATASET)
+    capsys.readouterr()
+    assert tracking.log_evaluation(PROVENANCE, evaluation, DATASET, required=False) is None
+    assert re.search(rf"{cause}.*; going on without it, as runtime.tracking is optional", capsys.readouterr().err)
+    found, steps = stored(run.id)
+    assert steps == [1]
+    assert found.info.status == "FINISHED"
+    assert found.data.metrics == {"train_loss": 1.0, "loss": 1.0}
+
+    if location.startswith("http"):
+        artifacts.answer = HTTPStatus.OK
+        assert "sent what was left" in tracking.send_left_behind()[0]
+        assert [path.rpartition("/artifacts/")[2] for path in artifacts.taken] == ["metrics/train.json"]
+        assert unsent(workspace) == []
+
+
 def test_a_server_that_comes_back_in_time_leaves_nothing_to_do(
-    server: Server, workspace: Path, monkeypatch: pytest.MonkeyPatch
+    server: Server, workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(outbox, "RETRY_SECONDS", 0.2)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri.replace("://", "://me:hunter2@"))
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with begin() as run:
         server.stop()
@@ -222,6 +315,9 @@ def test_a_server_that_comes_back_in_time_leaves_nothing_to_do(
         server.start()
         run.log_metrics({"train_loss": 1.0}, 100)
     assert unsent(workspace) == []
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert "hunter2" not in printed.err
     found, steps = stored(run.id)
     assert sorted(steps) == list(range(101))
     assert found.info.status == "FINISHED"
@@ -252,14 +348,39 @@ def run_killed(ending: str) -> str:
 
 def test_points_of_many_steps_go_in_one_request(workspace: Path) -> None:
     requests: list[object] = []
-    run = begin()
-    sender = outbox.Sender(run._outbox, requests.append)
+    box = outbox.Outbox.open("store")
     points = [outbox.Point("train_loss", 1.0, 0, step) for step in range(outbox.BATCH + 1)]
     for point in points:
-        sender.put([point])
-    assert sender.close()
+        box.keep([point])
+    assert box.send_all_points(requests.append) == len(points)
     assert requests == [points[: outbox.BATCH], points[outbox.BATCH :]]
-    run._outbox.close()
+
+
+def test_a_folder_that_is_deleted_under_a_training_costs_what_was_in_it_and_no_more(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(outbox, "GATHER_SECONDS", 0.01)
+    with begin() as run:
+        run.log_metrics({"train_loss": 1.0}, 1)
+        while stored(run.id)[1] != [1]:
+            time.sleep(0.01)
+        shutil.rmtree(workspace / ".runs", ignore_errors=True)
+        run.log_metrics({"train_loss": 1.0}, 2)
+        assert tracking.send_left_behind() == [], "its process lives"
+        assert unsent(workspace) == [run.id]
+        shutil.rmtree(workspace / ".runs", ignore_errors=True)
+        while not unsent(workspace):
+            time.sleep(0.01)  # the sender makes it again
+        run.log_metrics({"train_loss": 1.0}, 3)
+        run.log_files([Path("metrics/train.json")])
+    found, steps = stored(run.id)
+    assert {1, 3} <= set(steps)
+    assert found.info.status == "FINISHED"
+    assert [file.path for file in MlflowClient(tracking_uri()).list_artifacts(found.info.run_id, "metrics")] == [
+        "metrics/train.json"
+    ]
+    assert capsys.readouterr().err == ""
+    assert unsent(workspace) == []
 
 
 def abandoned() -> str:
@@ -352,6 +473,8 @@ def test_the_line_that_a_power_cut_tore_is_passed_over(workspace: Path) -> None:
         ("http://me:hunter2@host:5000/x", "http://***@host:5000/x"),
         ("failed: postgresql://me:p%40ss@host/db", "failed: postgresql://***@host/db"),
         ("https://host/?api_key=abc&x=1", "https://host/?api_key=***&x=1"),
+        ("https://host/a?se=2026&sig=abc%2B", "https://host/a?se=2026&sig=***"),
+        ("https://host/a?X-Amz-Signature=abc&x=1", "https://host/a?X-Amz-Signature=***&x=1"),
         ("sqlite:////home/me/mlflow.db", "sqlite:////home/me/mlflow.db"),
     ],
 )

@@ -124,9 +124,11 @@ def test_a_model_from_elsewhere_gets_a_run() -> None:
     assert found.info.status == "FINISHED"
 
 
-def test_a_name_says_what_changed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_is_named_by_what_differs_from_the_training_before(monkeypatch: pytest.MonkeyPatch) -> None:
     with tracking.start_training_run(provenance(), DATASET) as first:
         pass
+    evaluate(provenance())
+    evaluate(provenance(), batch_size=2)
     write_parameters(0.05)
     monkeypatch.setenv("DVC_EXP_NAME", "crude-poet")
     with tracking.start_training_run(provenance("c" * 16), DATASET) as second:
