@@ -31,8 +31,8 @@ class Shape(NamedTuple):
 
 SMALL = Shape(4, 4, 128, 64, 12, 65)
 BABY = Shape(6, 6, 384, 256, 64, 65)
-BABY_WITH_DROPOUT = BABY._replace(dropout=0.2)
-"""As nanoGPT's config/train_shakespeare_char.py has it."""
+BABY_WITH_DROPOUT = BABY._replace(dropout=0.2, batch_size=16)
+"""With the dropout of nanoGPT's config/train_shakespeare_char.py, and a quarter of its batch: all peers must fit into memory."""
 GPT2 = Shape(12, 12, 768, 1024, 12, 50304)
 """124M parameters, with the vocabulary that nanoGPT rounds up and the batch of its bench.py."""
 
@@ -82,7 +82,7 @@ def of_nanogpt(shape: Shape) -> Any:
 
 
 def of_litgpt(shape: Shape) -> Any:
-    """Return litgpt's model in a shape as near as it has: rotary positions, as many weights in its layers."""
+    """Return litgpt's model in a shape as near as it has: rotary positions, as many weights in its layers, no dropout."""
     from litgpt.config import Config  # noqa: PLC0415
     from litgpt.model import GPT  # noqa: PLC0415
 

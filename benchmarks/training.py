@@ -125,7 +125,7 @@ def beginnings(shape: Shape, device: str, given: Options) -> tuple[dict[str, Beg
     peers = {
         "nanoGPT": (given.nanogpt, of_nanogpt, loss_of_nanogpt),
         "transformers GPT-2": (importlib.util.find_spec("transformers"), of_transformers, loss_from_logits),
-        "litgpt": (importlib.util.find_spec("litgpt"), of_litgpt, loss_from_logits),
+        "litgpt": (importlib.util.find_spec("litgpt") and not shape.dropout, of_litgpt, loss_from_logits),
     }
     theirs: dict[str, Begin] = {
         who: partial(begin_theirs, build, loss_of, shape, device, bfloat16=on_gpu, compiled=on_gpu)

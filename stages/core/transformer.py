@@ -234,10 +234,10 @@ def dropout(x: Tensor, share: float) -> Tensor:
         x: of any shape.
         share: 0 to 1, 1 excluded.
     """
-    if x.device.type != "cpu" or torch.compiler.is_compiling():
+    if x.device.type != "cpu":
         return functional.dropout(x, share)
     zeroed = min(round(share * _DRAWS), _DRAWS - 1)
-    words = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(1 << 63), None)
+    words = torch.randint(-(1 << 63), (1 << 63) - 1, (-(-x.numel() // 4),))
     draws = words.view(torch.int16)[: x.numel()].view(x.shape)
     kept = torch.ge(draws, zeroed - _DRAWS // 2, out=torch.empty_like(x))
     return x * kept.mul_(_DRAWS / (_DRAWS - zeroed))
