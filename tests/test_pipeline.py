@@ -1,14 +1,16 @@
 """The pipeline as a user has it: a real `dvc repro` in a clone; edit one thing, and see which stages run."""
 
 import json
+import socket
 import sqlite3
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.project import Project
+from tests.project import Project, clean_environment
 
 ALL = ["build_vocabulary", "build_dataset", "train", "evaluate"]
 DATASET_ON = ALL[1:]
@@ -253,3 +255,27 @@ def test_a_colleague_gets_what_was_pushed_and_trains_nothing(edited: Project, tm
     colleague.run("dvc", "pull")
     assert colleague.stages_run("repro") == []
     assert colleague.run("python", "-m", "stages.generate", "what is CNN").stdout == "Great\n"
+
+
+def test_two_machines_train_together_and_dvc_takes_their_model(edited: Project) -> None:
+    edited.replace("params.yaml", "  batch_size: 1\n", "  batch_size: 2\n")
+    edited.replace("params.yaml", "num_nodes: 1", "num_nodes: 2")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    machines = [
+        subprocess.Popen(
+            ["torchrun", "--nnodes=2", "--nproc-per-node=1", f"--node-rank={rank}", "--master-addr=127.0.0.1",
+             f"--master-port={port}", "-m", "stages.train"],
+            cwd=edited.folder, env=clean_environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    for machine in machines:
+        output = machine.communicate()[0]
+        assert machine.returncode == 0, output
+    edited.run("dvc", "commit", "--force", "train")
+    assert edited.stages_run("repro") == ["evaluate"]
+    assert evaluation(edited)["completion_exact_match"] == 1.0
+    with store(edited) as database:
+        statuses = database.execute("select status from runs where name like '%batch_size=2%'").fetchall()
+    assert statuses == [("FINISHED",)]
