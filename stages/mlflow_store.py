@@ -82,7 +82,7 @@ def _reason_of_absence(error: Exception) -> str | None:
         return None  # of a library that keeps artifacts elsewhere
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, ConnectionError | TimeoutError | socket.gaierror):
-        cause = cause.__cause__ or cause.__context__
+        cause = cause.__context__ or cause.__cause__  # urllib3 names as cause an error of its own that was never raised
     return None if cause is None else cause.strerror or str(cause)
 
 

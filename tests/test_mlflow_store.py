@@ -1,10 +1,14 @@
 """How what goes wrong with the store is told."""
 
+import socket
+import struct
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import requests
+from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from stages.errors import UserError
@@ -72,3 +76,21 @@ def test_an_address_that_is_none_is_told(uri: str, found: str, monkeypatch: pyte
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     with pytest.raises(UserError, match=found):
         check_store()
+
+
+def test_a_server_that_dies_in_the_midst_of_an_answer_is_told_as_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    def reset(listener: socket.socket) -> None:
+        connection, _ = listener.accept()
+        connection.recv(1)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # so that closing resets it
+        connection.close()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        uri = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+        monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+        server = threading.Thread(target=reset, args=(listener,))
+        server.start()
+        said = message(lambda: MlflowClient(uri).get_run("0" * 32))
+        server.join()
+    assert f"MLflow at {uri} cannot be reached: Connection reset by peer; start it" in said
