@@ -37,6 +37,8 @@ def _tell_interruption(kind: type[BaseException], error: BaseException, where: T
     print("interrupted", file=sys.stderr)
 
 
+# MLflow reads this as it is imported, and would tell its makers of each use.
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 # Ctrl-C may come while a command imports torch, which takes seconds: commands import this module before all others.
 sys.excepthook = _tell_interruption
 if (_command := sys.modules["__main__"].__spec__) and _command.name.startswith("stages."):

@@ -22,7 +22,6 @@ from stages.errors import UserError
 from stages.run_names import masked, project_root, tracking_uri
 
 # MLflow reads these when it is used.
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 # With the default of seven retries, of two minutes each, an absent server is noticed after minutes.
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")

@@ -1,6 +1,7 @@
 """What each entry imports, which is most of the time that a small pipeline takes."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -29,8 +30,10 @@ import benchmarks.training
 """
 
 
-def run(program: str) -> str:
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
+def run(program: str, environment: dict[str, str] | None = None) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -39,6 +42,13 @@ def run(program: str) -> str:
 def test_an_entry_imports_what_it_needs(entry: str) -> None:
     printed = run(f"import json, sys, {entry}; print(json.dumps(list(sys.modules)))")
     assert {name.split(".")[0] for name in json.loads(printed)} & SLOW <= ALLOWED[entry]
+
+
+@pytest.mark.parametrize("entry", ["stages.train", "stages.evaluate", "stages.send_metrics", "stages.ui"])
+def test_no_entry_lets_mlflow_tell_of_its_use(entry: str) -> None:
+    asked = "from mlflow.telemetry.client import get_telemetry_client; print(get_telemetry_client())"
+    # Not those variables by which MLflow knows a test, where it tells nothing anyway.
+    assert run(f"import {entry}; {asked}", {"PATH": os.environ["PATH"]}) == "None\n"
 
 
 def test_training_needs_neither_dvc_nor_mlflow() -> None:
