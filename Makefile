@@ -20,7 +20,7 @@ ifneq ($(PRESET),)
 	@$(BIN)/python -m presets.use $(PRESET) $(if $(TEXT),--text '$(TEXT)')
 endif
 	@PATH="$(abspath $(BIN)):$$PATH" $(BIN)/dvc repro
-	@$(BIN)/python -m stages.summary
+	@$(BIN)/python -m stages.commands.summary
 
 test: $(VENV)/installed-dev ## Lint, type-check and test.
 	$(BIN)/ruff check .
@@ -29,7 +29,7 @@ test: $(VENV)/installed-dev ## Lint, type-check and test.
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/pytest
 
 ui: $(VENV)/installed ## Compare runs in MLflow, on 127.0.0.1:5000 (PORT=5001 for another port).
-	@PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m stages.ui --port $(PORT)
+	@PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m stages.commands.ui --port $(PORT)
 
 compare: $(VENV)/installed ## Compare all experiments in the terminal: figures, and the parameters in which they differ.
 	@PATH="$(abspath $(BIN)):$$PATH" $(BIN)/dvc exp show --only-changed \

@@ -11,20 +11,20 @@ import numpy as np
 import torch
 
 from benchmarks.measuring import Options, options, summarise, write_table
+from stages.artifacts.provenance_json import Provenance
 from stages.artifacts.token_shards import DATASET_FOLDER
 from stages.core.examples import Examples
 from stages.core.loss import summed_loss
 from stages.core.transformer import ModelParameters, Transformer, TransformerConfig
 from stages.core.windows import DatasetParameters, Int64s, Integers, RowSpans, Windows
 from stages.parameters import PARAMETERS_FILE, read_section
-from stages.provenance import Provenance
-from stages.runtime import RuntimeParameters
-from stages.tracking import start_training_run
+from stages.tracking.runs import start_training_run
+from stages.tracking.system_metrics import record_system_metrics
+from stages.training.checkpoints import CheckpointFolder
 from stages.training.data_module import TrainingBatches, plan_training
 from stages.training.fit import fit
 from stages.training.optimization import TrainParameters, build_optimizer
-from stages.training.resume import CheckpointFolder
-from stages.training.system_metrics import record_system_metrics
+from stages.training.runtime import RuntimeParameters
 
 PRESET = Path(__file__).parents[1] / "presets/characters.yaml"
 VOCABULARY_SIZE = 65

@@ -31,8 +31,8 @@ from benchmarks.peers import (
 )
 from stages.core.loss import summed_loss
 from stages.parameters import read_section
-from stages.runtime import keep_freed_memory
 from stages.training.optimization import TrainParameters, build_optimizer
+from stages.training.runtime import keep_freed_memory
 
 Step = Callable[[], object]
 Begin = Callable[[], Step]

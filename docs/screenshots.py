@@ -51,7 +51,7 @@ def main() -> None:
             run(project, "dvc", "exp", "run", "--quiet", "--name", name, "--set-param", change)
         run(project, "dvc", "plots", "diff", "main", "wider", "slower")
         server = subprocess.Popen(
-            [sys.executable, "-m", "stages.ui", "--port", str(PORT)],
+            [sys.executable, "-m", "stages.commands.ui", "--port", str(PORT)],
             cwd=project,
             env=clean_environment(),
             stdout=subprocess.PIPE,

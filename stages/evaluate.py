@@ -15,12 +15,13 @@ import torch
 from pydantic import Field
 
 from stages.artifacts.atomic import atomic_file
+from stages.artifacts.dataset import open_examples
 from stages.artifacts.metrics_json import write_json
 from stages.artifacts.model_weights import SavedModel, read_model
-from stages.artifacts.pictures import write_pictures
+from stages.artifacts.provenance_json import read_provenance, stage_provenance
 from stages.artifacts.table_csv import TRAIN_CURVE, VALIDATION_CURVE, read_numbers, write_table
 from stages.artifacts.token_shards import DATASET_FOLDER, DatasetMetadata, SplitMetadata, read_metadata
-from stages.core.accuracy import (
+from stages.core.evaluation import (
     bits_per_byte,
     count_correct,
     count_correct_by_position,
@@ -34,21 +35,20 @@ from stages.core.parameter_model import ParameterModel
 from stages.core.split import SPLITS, Split
 from stages.core.vocabulary import Vocabulary
 from stages.core.windows import IGNORE_INDEX
-from stages.dataset import open_examples
 from stages.errors import UserError
-from stages.mlflow_store import check_store
-from stages.model_registry import log_model
 from stages.parameters import read_section
-from stages.provenance import read_provenance, stage_provenance
-from stages.report.description import describe_run
-from stages.report.figures import scored_rows
-from stages.report.labels import token_labels
+from stages.report.content import Shown, choose, read_text, show
+from stages.report.markdown import describe_run
+from stages.report.metric_labels import scored_rows
 from stages.report.page import render
+from stages.report.picture_files import write_pictures
 from stages.report.pictures import Confusion, Curve, curve_pictures, model_pictures
-from stages.report.shown import Shown, choose, read_text, show
-from stages.runtime import RuntimeParameters
-from stages.tracking import Evaluation, log_evaluation
+from stages.report.token_labels import token_labels
+from stages.tracking.registry import log_model
+from stages.tracking.runs import Evaluation, log_evaluation
+from stages.tracking.store import check_store
 from stages.training.optimization import TrainParameters
+from stages.training.runtime import RuntimeParameters
 
 LOG = logging.getLogger(__name__)
 

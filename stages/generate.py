@@ -13,11 +13,11 @@ from pathlib import Path
 from tokenizers.decoders import DecodeStream
 
 from stages.artifacts.model_weights import read_model
+from stages.artifacts.provenance_json import MODEL_FOLDER
 from stages.artifacts.vocabulary_json import VOCABULARY_FILE
 from stages.core.generation import Sampling, generate, stream
 from stages.core.vocabulary import Vocabulary
 from stages.errors import UserError
-from stages.provenance import MODEL_FOLDER
 
 BATCH_SIZE = 32
 

@@ -9,23 +9,23 @@ from pathlib import Path
 import lightning
 from lightning.pytorch.utilities import rank_zero_only
 
+from stages.artifacts.dataset import open_examples
 from stages.artifacts.metrics_json import write_json
 from stages.artifacts.model_weights import SavedModel, write_model
+from stages.artifacts.provenance_json import MODEL_FOLDER, Provenance, stage_provenance
 from stages.artifacts.table_csv import TRAIN_CURVE, VALIDATION_CURVE, write_table
 from stages.artifacts.token_shards import DATASET_FOLDER, read_metadata
 from stages.artifacts.vocabulary_json import VOCABULARY_FILE
 from stages.core.transformer import ModelParameters, Transformer, TransformerConfig
-from stages.dataset import open_examples
 from stages.errors import UserError
 from stages.parameters import read_section
-from stages.provenance import MODEL_FOLDER, Provenance, stage_provenance
-from stages.runtime import RuntimeParameters
-from stages.tracking import TrainingRun, UnrecordedRun, start_training_run
+from stages.tracking.runs import TrainingRun, UnrecordedRun, start_training_run
+from stages.tracking.system_metrics import record_system_metrics
+from stages.training.checkpoints import CheckpointFolder
 from stages.training.fit import Trained, fit, told_out_of_memory
 from stages.training.history import Curves
 from stages.training.optimization import TrainParameters
-from stages.training.resume import CheckpointFolder
-from stages.training.system_metrics import record_system_metrics
+from stages.training.runtime import RuntimeParameters
 
 METRICS_FILE = Path("metrics/train.json")
 

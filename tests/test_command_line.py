@@ -46,8 +46,8 @@ COMMANDS = {
                               "wrote metrics/train.json", "`Trainer.fit` stopped"]),
     "stages.evaluate": ([], "", ["scoring train on cpu, with", "wrote metrics/evaluate.json"]),
     "stages.generate": (["what is CNN"], "Great\n", ["reading data/model/model.safetensors"]),
-    "stages.summary": ([], "model                       data/model/\n", ["reading metrics/train.json"]),
-    "stages.send_metrics": ([], "", ["MLflow at sqlite:///"]),
+    "stages.commands.summary": ([], "model                       data/model/\n", ["reading metrics/train.json"]),
+    "stages.commands.send_metrics": ([], "", ["MLflow at sqlite:///"]),
     "presets.addition": ([], "", ["wrote data/addition.csv"]),
     "presets.text_to_csv": (["README.md"], "", ["wrote data/text.csv"]),
     "presets.use": (["toy"], "", []),
@@ -55,7 +55,7 @@ COMMANDS = {
 
 
 def test_the_table_has_every_command_that_ends_by_itself() -> None:
-    assert {*COMMANDS, "stages.ui"} == set(MODULES)
+    assert {*COMMANDS, "stages.commands.ui"} == set(MODULES)
 
 
 @pytest.mark.parametrize("module", COMMANDS)

@@ -11,10 +11,10 @@ from tests.project import clean_environment, clone
 WRITER = """
 import sys
 from pathlib import Path
-from stages import tracking
-from stages.provenance import Provenance
+from stages.tracking import runs
+from stages.artifacts.provenance_json import Provenance
 provenance = Provenance(fingerprint=sys.argv[1] * 16, dependencies={"data/dataset": "d" * 32}, parameters={})
-with tracking.start_training_run(provenance, Path("data/dataset")) as run:
+with runs.start_training_run(provenance, Path("data/dataset")) as run:
     for step in range(3000):
         run.log_metrics({"train_loss": 1.0}, step)
 """

@@ -83,7 +83,7 @@ def test_only_tracking_and_serving_import_mlflow() -> None:
         for path in (ROOT / "stages").rglob("*.py")
         if "mlflow" in {m.split(".")[0] for m in imported_modules(path)}
     }
-    assert users == {"mlflow_store.py", "model_registry.py", "run_description.py", "served_model.py", "tracking.py"}
+    assert users == {"store.py", "registry.py", "run_tags.py", "served_model.py", "runs.py"}
 
 
 def test_only_training_and_its_entry_import_lightning() -> None:

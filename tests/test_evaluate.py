@@ -29,7 +29,7 @@ from stages.evaluate import (
     score,
     summarise,
 )
-from stages.report.labels import token_labels
+from stages.report.token_labels import token_labels
 from tests.training.conftest import EOS_ID, VOCABULARY_SIZE, examples, network
 
 

@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 
 from stages import command_line
 from stages.artifacts.model_weights import SavedModel, write_model
+from stages.artifacts.provenance_json import MODEL_FOLDER, Provenance, md5
 from stages.artifacts.vocabulary_json import VOCABULARY_FILE, write_vocabulary
 from stages.core.transformer import Transformer
 from stages.core.vocabulary import Vocabulary, VocabularyParameters, build_vocabulary
 from stages.errors import UserError
 from stages.generate import main, read_lines, text_pieces
-from stages.provenance import MODEL_FOLDER, Provenance, md5
 from tests.training.conftest import network
 
 Generate = Callable[..., str]

@@ -18,7 +18,7 @@ ALLOWED: dict[str, set[str]] = {
     "stages.train": {"torch", "lightning", "matplotlib", "transformers"} | WITH_MLFLOW,
     "stages.evaluate": {"torch", "matplotlib"} | WITH_MLFLOW,
     "stages.generate": {"torch"},
-    "stages.summary": set(),
+    "stages.commands.summary": set(),
 }
 WITHOUT_THE_PIPELINE = """
 import sys
@@ -44,7 +44,9 @@ def test_an_entry_imports_what_it_needs(entry: str) -> None:
     assert {name.split(".")[0] for name in json.loads(printed)} & SLOW <= ALLOWED[entry]
 
 
-@pytest.mark.parametrize("entry", ["stages.train", "stages.evaluate", "stages.send_metrics", "stages.ui"])
+@pytest.mark.parametrize(
+    "entry", ["stages.train", "stages.evaluate", "stages.commands.send_metrics", "stages.commands.ui"]
+)
 def test_no_entry_lets_mlflow_tell_of_its_use(entry: str) -> None:
     asked = "from mlflow.telemetry.client import get_telemetry_client; print(get_telemetry_client())"
     # Not those variables by which MLflow knows a test, where it tells nothing anyway.

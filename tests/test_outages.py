@@ -21,11 +21,11 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from stages import outbox, tracking
+from stages.artifacts.provenance_json import Provenance
 from stages.errors import UserError
-from stages.provenance import Provenance
-from stages.run_names import masked, tracking_uri
-from stages.tracking import Evaluation, TrainingRun
+from stages.tracking import outbox, runs
+from stages.tracking.runs import Evaluation, TrainingRun
+from stages.tracking.workspace import masked, tracking_uri
 from tests.project import clean_environment
 
 DATASET = Path("data/dataset")
@@ -95,7 +95,7 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def begin(run_id: str | None = None) -> TrainingRun:
-    run = tracking.start_training_run(PROVENANCE, DATASET, run_id)
+    run = runs.start_training_run(PROVENANCE, DATASET, run_id)
     assert isinstance(run, TrainingRun)
     return run
 
@@ -144,11 +144,11 @@ def test_optional_tracking_goes_on_without_a_server(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_port()}")
-    with tracking.start_training_run(PROVENANCE, DATASET, required=False) as run:
+    with runs.start_training_run(PROVENANCE, DATASET, required=False) as run:
         run.log_metrics({"train_loss": 1.0}, 1)
         run.log_files([Path("metrics/train.json")])
     assert run.id is None
-    tracking.log_evaluation(PROVENANCE, EVALUATION, DATASET, required=False)
+    runs.log_evaluation(PROVENANCE, EVALUATION, DATASET, required=False)
     assert capsys.readouterr().err.count("cannot be reached: Connection refused; going on without it") == 2
 
 
@@ -174,9 +174,9 @@ def test_a_server_that_dies_stalls_no_step_and_gets_everything_later(
     )
     assert unsent(workspace) == [run.id]
     with pytest.raises(UserError, match="cannot be reached"):
-        tracking.send_left_behind()
+        runs.send_left_behind()
     server.start()
-    assert "sent what was left" in tracking.send_left_behind()[0]
+    assert "sent what was left" in runs.send_left_behind()[0]
     assert unsent(workspace) == []
     found, steps = stored(run.id)
     assert sorted(set(steps)) == list(range(1500))
@@ -207,9 +207,9 @@ def test_a_server_that_dies_under_an_evaluation_is_told_and_gets_it_all_when_it_
         pass
     interrupted = Evaluation(PROVENANCE, {"split": "test", "loss": 1.0}, description="", paths=StopsTheServer(server))
     with pytest.raises(UserError, match=r"MLflow at http://127\.0\.0\.1:.* cannot be reached: .*type `dvc repro`"):
-        tracking.log_evaluation(PROVENANCE, interrupted, DATASET)
+        runs.log_evaluation(PROVENANCE, interrupted, DATASET)
     server.start()
-    tracking.log_evaluation(PROVENANCE, replace(interrupted, paths=[Path("metrics/train.json")]), DATASET)
+    runs.log_evaluation(PROVENANCE, replace(interrupted, paths=[Path("metrics/train.json")]), DATASET)
     found, _ = stored(run.id)
     assert found.info.status == "FINISHED"
     assert found.data.metrics == {"loss": 1.0}
@@ -283,11 +283,11 @@ def test_a_store_that_refuses_files_is_told_as_it_is_and_nothing_is_lost(
         run.log_files([Path("metrics/train.json")])
     assert re.search(rf"MLflow at {server.uri}: .*{cause}.*; what it has not got is kept in", capsys.readouterr().err)
     with pytest.raises(UserError, match=rf"{cause}.*; what it has not got of run {run.id} stays in"):
-        tracking.send_left_behind()
+        runs.send_left_behind()
     with pytest.raises(UserError, match=rf"{cause}.*; put that right, then type `dvc repro`"):
-        tracking.log_evaluation(PROVENANCE, evaluation, DATASET)
+        runs.log_evaluation(PROVENANCE, evaluation, DATASET)
     capsys.readouterr()
-    assert tracking.log_evaluation(PROVENANCE, evaluation, DATASET, required=False) is None
+    assert runs.log_evaluation(PROVENANCE, evaluation, DATASET, required=False) is None
     assert re.search(rf"{cause}.*; going on without it, as runtime.tracking is optional", capsys.readouterr().err)
     found, steps = stored(run.id)
     assert steps == [1]
@@ -296,7 +296,7 @@ def test_a_store_that_refuses_files_is_told_as_it_is_and_nothing_is_lost(
 
     if location.startswith("http"):
         artifacts.answer = HTTPStatus.OK
-        assert "sent what was left" in tracking.send_left_behind()[0]
+        assert "sent what was left" in runs.send_left_behind()[0]
         assert [path.rpartition("/artifacts/")[2] for path in artifacts.taken] == ["metrics/train.json"]
         assert unsent(workspace) == []
 
@@ -366,7 +366,7 @@ def test_a_folder_that_is_deleted_under_a_training_costs_what_was_in_it_and_no_m
             time.sleep(0.01)
         shutil.rmtree(workspace / ".runs", ignore_errors=True)
         run.log_metrics({"train_loss": 1.0}, 2)
-        assert tracking.send_left_behind() == [], "its process lives"
+        assert runs.send_left_behind() == [], "its process lives"
         assert unsent(workspace) == [run.id]
         shutil.rmtree(workspace / ".runs", ignore_errors=True)
         while not unsent(workspace):
@@ -411,14 +411,14 @@ def test_the_run_of_a_killed_process_is_marked_and_gone_on_with(
 def test_the_next_start_of_anything_marks_the_run_of_a_killed_process(workspace: Path) -> None:
     run_id = abandoned()
     assert unsent(workspace) == [run_id]
-    tracking.log_evaluation(PROVENANCE, EVALUATION, DATASET)
+    runs.log_evaluation(PROVENANCE, EVALUATION, DATASET)
     assert stored(run_id)[0].info.status == "KILLED"
     assert unsent(workspace) == []
 
 
 def test_a_live_process_is_left_alone(workspace: Path) -> None:
     with begin() as run:
-        tracking.send_left_behind()
+        runs.send_left_behind()
         assert stored(run.id)[0].info.status == "RUNNING"
         assert unsent(workspace) == [run.id]
 
@@ -426,7 +426,7 @@ def test_a_live_process_is_left_alone(workspace: Path) -> None:
 def test_what_is_meant_for_another_store_waits_for_it(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run_id = abandoned()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{workspace}/other.db")
-    assert tracking.send_left_behind() == []
+    assert runs.send_left_behind() == []
     assert unsent(workspace) == [run_id]
 
 
@@ -434,7 +434,7 @@ def test_a_run_that_a_person_deleted_is_forgotten(workspace: Path) -> None:
     MlflowClient(tracking_uri()).delete_run(abandoned())
     abandoned()
     next((workspace / outbox.FOLDER).glob("*/run")).write_text("0" * 32)  # as after `mlflow gc`
-    assert tracking.send_left_behind() == []
+    assert runs.send_left_behind() == []
     assert not list((workspace / outbox.FOLDER).iterdir())
 
 
@@ -442,14 +442,14 @@ def test_a_run_that_a_person_deleted_is_forgotten(workspace: Path) -> None:
 def test_a_process_killed_while_it_creates_its_run_leaves_none_running(workspace: Path, created: bool) -> None:
     die = "lambda *arguments, **keywords: os.kill(os.getpid(), signal.SIGKILL)"
     patch = f"Outbox.run_id = property(None, {die})" if created else f"MlflowClient.create_run = {die}"
-    code = f"import os, signal\nfrom tests.test_outages import MlflowClient, begin\nfrom stages.outbox import Outbox\n{patch}\nbegin()"
+    code = f"import os, signal\nfrom tests.test_outages import MlflowClient, begin\nfrom stages.tracking.outbox import Outbox\n{patch}\nbegin()"
     environment = clean_environment() | {"PYTHONPATH": str(Path(__file__).parents[1])}
     assert subprocess.run([sys.executable, "-c", code], env=environment, check=False).returncode == -signal.SIGKILL
     client = MlflowClient(tracking_uri())
     (experiment,) = (found.experiment_id for found in client.search_experiments() if found.name != "Default")
     before = [run.info.status for run in client.search_runs([experiment])]
     assert before == (["RUNNING"] if created else [])
-    assert len(tracking.send_left_behind()) == len(before)
+    assert len(runs.send_left_behind()) == len(before)
     assert [run.info.status for run in client.search_runs([experiment])] == (["KILLED"] if created else [])
     assert not list((workspace / outbox.FOLDER).iterdir())
 

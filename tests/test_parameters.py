@@ -10,8 +10,8 @@ from stages.core.transformer import ModelParameters
 from stages.errors import UserError
 from stages.evaluate import EvaluateParameters
 from stages.parameters import read_all, read_section
-from stages.runtime import RuntimeParameters
 from stages.training.optimization import TrainParameters
+from stages.training.runtime import RuntimeParameters
 
 TOY = Path(__file__).parents[1] / "presets/toy.yaml"
 SECTIONS: dict[str, type[ParameterModel]] = {

@@ -14,11 +14,11 @@ from safetensors.torch import load_file, save
 
 from stages.artifacts.atomic import atomic_file
 from stages.artifacts.metrics_json import read_json, write_json
+from stages.artifacts.provenance_json import MODEL_FOLDER, PROVENANCE_FILE, Provenance, md5, read_provenance
 from stages.artifacts.vocabulary_json import VOCABULARY_FILE, read_vocabulary
 from stages.core.transformer import Transformer, TransformerConfig
 from stages.core.vocabulary import Vocabulary
 from stages.errors import UserError
-from stages.provenance import MODEL_FOLDER, PROVENANCE_FILE, Provenance, md5, read_provenance
 
 LOG = logging.getLogger(__name__)
 

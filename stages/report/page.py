@@ -13,8 +13,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from stages.report.figures import FIGURES, figure_text, scored_rows
-from stages.report.shown import Shown, Text
+from stages.report.content import Shown, Text
+from stages.report.metric_labels import FIGURES, figure_text, scored_rows
 
 TEMPLATE = Path(__file__).with_name("page.html")
 SCRIPT = Path(__file__).with_name("page.js")

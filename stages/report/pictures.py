@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
-from stages.report.shown import Shown, Text
+from stages.report.content import Shown, Text
 
 Curve = Sequence[tuple[float, float]]
 Confusion = tuple[str, str, int]

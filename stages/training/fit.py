@@ -17,13 +17,13 @@ from lightning.pytorch.callbacks import EarlyStopping
 from stages.core.examples import Examples
 from stages.core.transformer import CPU_COMPUTES_BFLOAT16, Transformer
 from stages.errors import UserError
-from stages.runtime import RuntimeParameters, keep_freed_memory
+from stages.training.checkpoints import CheckpointFolder, Checkpoints, VerifiedCheckpoints
 from stages.training.data_module import TokenDataModule, plan_training
 from stages.training.history import BestWeights, Curves, Log, TrainingHistory
 from stages.training.lightning_module import LanguageModel
 from stages.training.optimization import TrainParameters
 from stages.training.progress import progress_callback
-from stages.training.resume import CheckpointFolder, Checkpoints, VerifiedCheckpoints
+from stages.training.runtime import RuntimeParameters, keep_freed_memory
 
 LOG = logging.getLogger(__name__)
 

@@ -6,10 +6,10 @@ import torch
 
 from stages.artifacts import model_weights
 from stages.artifacts.model_weights import SavedModel, read_model, write_model
+from stages.artifacts.provenance_json import MODEL_FOLDER, Provenance, md5, read_provenance
 from stages.artifacts.vocabulary_json import VOCABULARY_FILE, write_vocabulary
 from stages.core.vocabulary import VocabularyParameters, build_vocabulary
 from stages.errors import UserError
-from stages.provenance import MODEL_FOLDER, Provenance, md5, read_provenance
 from tests.training.conftest import network
 
 CHARACTERS = VocabularyParameters(tokenizer="character", size=8000, unknown_token=False)

@@ -64,7 +64,7 @@ def server(store: Path) -> Iterator[str]:
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("DVC_", "MLFLOW_"))}
     with (store / "server.log").open("w") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "stages.ui", "--port", str(port)],
+            [sys.executable, "-m", "stages.commands.ui", "--port", str(port)],
             cwd=store,
             env=environment | {"PYTHONPATH": str(ROOT)},
             stdout=log,

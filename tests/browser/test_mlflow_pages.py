@@ -10,7 +10,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webdriver import WebDriver
 from selenium.webdriver.support.wait import WebDriverWait
 
-from stages.ui import COLUMNS
+from stages.commands.ui import COLUMNS
 from tests.browser.conftest import Browser
 from tests.browser.three_experiments import EXPERIMENTS
 

@@ -4,8 +4,8 @@ import math
 import os
 from pathlib import Path
 
-from stages.provenance import Provenance
-from stages.tracking import Evaluation, log_evaluation, start_training_run
+from stages.artifacts.provenance_json import Provenance
+from stages.tracking.runs import Evaluation, log_evaluation, start_training_run
 
 DATASET = Path("data/dataset")
 EXPERIMENTS = {"baseline": 0.1, "faster": 0.3, "slower": 0.03}

@@ -14,8 +14,8 @@ from stages.core.vocabulary import VocabularyParameters
 from stages.core.windows import DatasetParameters
 from stages.evaluate import EvaluateParameters
 from stages.parameters import read_all, read_section
-from stages.runtime import RuntimeParameters
 from stages.training.optimization import TrainParameters
+from stages.training.runtime import RuntimeParameters
 
 ROOT = Path(__file__).parents[2]
 PRESETS = sorted((ROOT / "presets").glob("*.yaml"))

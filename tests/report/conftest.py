@@ -5,8 +5,8 @@ import torch
 
 from stages.core.transformer import Transformer, TransformerConfig
 from stages.core.vocabulary import Vocabulary, VocabularyParameters, build_vocabulary
-from stages.report.labels import token_labels
-from stages.report.shown import Shown, read_text, show
+from stages.report.content import Shown, read_text, show
+from stages.report.token_labels import token_labels
 
 HOSTILE = '<script>document.title="run"</script> $x_1^2$ & </textarea>'
 TEXTS = [("what is CNN", "Great"), (HOSTILE, "<b>no</b>"), ("", "Great")]

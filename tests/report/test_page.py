@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 
 from stages.core.inspection import principal_plane, spread
 from stages.core.vocabulary import TokenizerName, VocabularyParameters, build_vocabulary
-from stages.report.description import describe_run
-from stages.report.labels import token_labels
+from stages.report.content import POINTS, TEXTS, TOKENS, Shown, choose
+from stages.report.markdown import describe_run
 from stages.report.page import render
-from stages.report.shown import POINTS, TEXTS, TOKENS, Shown, choose
+from stages.report.token_labels import token_labels
 from tests.report.conftest import HOSTILE, METRICS, make_shown
 
 

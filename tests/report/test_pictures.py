@@ -4,8 +4,8 @@ import matplotlib as mpl
 import pytest
 from PIL import Image
 
+from stages.report.content import Shown
 from stages.report.pictures import Curve, curve_pictures, model_pictures
-from stages.report.shown import Shown
 from tests.report.conftest import make_shown
 
 

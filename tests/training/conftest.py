@@ -10,9 +10,9 @@ from stages.core.examples import Examples
 from stages.core.transformer import Transformer, TransformerConfig
 from stages.core.windows import DatasetParameters, RowSpans
 from stages.parameters import read_all
-from stages.runtime import RuntimeParameters
 from stages.training.fit import Trained, fit
 from stages.training.optimization import TrainParameters
+from stages.training.runtime import RuntimeParameters
 
 CONTEXT_LENGTH = 8
 VOCABULARY_SIZE = 11

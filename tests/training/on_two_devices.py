@@ -3,10 +3,12 @@
 import contextlib
 
 from stages.training import history
-from stages.training.resume import CheckpointFolder
-from tests.training import test_resume
+from stages.training.checkpoints import CheckpointFolder
+from tests.training import test_checkpoints
 
 if __name__ == "__main__":
-    history.CURVE_POINTS = test_resume.FEW_POINTS
-    with contextlib.suppress(test_resume.BrokenOffError):
-        test_resume.train(CheckpointFolder("f" * 16), stop_at=28, runtime={"devices": 2}, **test_resume.MANY_STEPS)
+    history.CURVE_POINTS = test_checkpoints.FEW_POINTS
+    with contextlib.suppress(test_checkpoints.BrokenOffError):
+        test_checkpoints.train(
+            CheckpointFolder("f" * 16), stop_at=28, runtime={"devices": 2}, **test_checkpoints.MANY_STEPS
+        )

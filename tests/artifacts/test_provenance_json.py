@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from stages.provenance import stage_provenance
+from stages.artifacts.provenance_json import stage_provenance
 
 DVC = """
 stages:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from stages.report.figures import FIGURES, figure_text, scored_rows
+from stages.report.metric_labels import FIGURES, figure_text, scored_rows
 
 SAMPLES = 3
 MOST_CHARACTERS = 120

@@ -9,7 +9,7 @@ from typing import Any
 
 from mlflow.entities import Param, Run
 
-from stages.provenance import Provenance
+from stages.artifacts.provenance_json import Provenance
 
 FINGERPRINT_TAG = "fingerprint"
 EXPERIMENT_TAG = "dvc.experiment"

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from stages import ui
+from stages.commands import ui
 from stages.errors import UserError
-from stages.run_names import tracking_uri
+from stages.tracking.workspace import tracking_uri
 
 
 @pytest.fixture(autouse=True)

@@ -4,9 +4,9 @@ from typing import Any
 import pytest
 
 from stages.artifacts.metrics_json import write_json
-from stages.provenance import MODEL_FOLDER, PROVENANCE_FILE
-from stages.run_names import remember_run_name
-from stages.summary import made
+from stages.artifacts.provenance_json import MODEL_FOLDER, PROVENANCE_FILE
+from stages.commands.summary import made
+from stages.tracking.workspace import remember_run_name
 
 METRICS: dict[str, Any] = {"split": "test", "rows": 2000, "loss": 0.5}
 

@@ -30,7 +30,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from stages.artifacts.atomic import PARTIAL_SUFFIX, atomic_file
 from stages.errors import Stopped, UserError
-from stages.run_names import project_root
+from stages.tracking.workspace import project_root
 from stages.training.data_module import Batch, TrainingPlan
 
 FOLDER = Path(".checkpoints")

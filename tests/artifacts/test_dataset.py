@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from stages.artifacts.dataset import open_examples
 from stages.artifacts.token_shards import (
     DATASET_FOLDER,
     DatasetMetadata,
@@ -16,7 +17,6 @@ from stages.artifacts.token_shards import (
     shard_path,
 )
 from stages.core.windows import DatasetParameters
-from stages.dataset import open_examples
 from stages.errors import UserError
 from stages.training.data_module import TrainingBatches, plan_training
 from tests.training.conftest import train_parameters

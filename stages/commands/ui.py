@@ -9,8 +9,8 @@ from typing import Any
 
 from stages import command_line
 from stages.errors import UserError
-from stages.mlflow_store import keep_view
-from stages.run_names import masked, tracking_uri
+from stages.tracking.store import keep_view
+from stages.tracking.workspace import masked, tracking_uri
 
 HOST = "127.0.0.1"
 

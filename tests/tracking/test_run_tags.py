@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 from mlflow.entities import Run, RunData, RunInfo, RunTag
 
-from stages.provenance import Provenance
-from stages.run_description import name_run, run_parameters, run_tags, way_back
+from stages.artifacts.provenance_json import Provenance
+from stages.tracking.run_tags import name_run, run_parameters, run_tags, way_back
 
 PARAMETERS = {"model": {"d_model": 2}, "train": {"betas": [0.9, 0.999], "patience": None}, "runtime": {"threads": 1}}
 

@@ -1,7 +1,7 @@
 import time
 from collections.abc import Mapping
 
-from stages.training.system_metrics import record_system_metrics
+from stages.tracking.system_metrics import record_system_metrics
 
 
 def test_the_use_of_the_machine_is_logged_while_it_trains_and_at_the_end() -> None:

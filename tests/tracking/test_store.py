@@ -12,7 +12,7 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from stages.errors import UserError
-from stages.mlflow_store import check_store, told
+from stages.tracking.store import check_store, told
 
 
 @pytest.fixture(autouse=True)

@@ -12,9 +12,9 @@ from rich.text import Text
 
 from stages import command_line
 from stages.artifacts.metrics_json import read_json
-from stages.provenance import MODEL_FOLDER, read_provenance
-from stages.report.figures import FIGURES, figure_text, scored_rows
-from stages.run_names import run_name
+from stages.artifacts.provenance_json import MODEL_FOLDER, read_provenance
+from stages.report.metric_labels import FIGURES, figure_text, scored_rows
+from stages.tracking.workspace import run_name
 
 METRICS = (Path("metrics/evaluate.json"), Path("metrics/train.json"))
 TRAINING_FIGURES = {"train_loss": "training loss", "validation_loss": "validation loss", "parameters": "parameters"}

@@ -19,7 +19,7 @@ from typing import NamedTuple, Self
 from filelock import FileLock, Timeout
 
 from stages.artifacts.atomic import atomic_file
-from stages.run_names import project_root
+from stages.tracking.workspace import project_root
 
 FOLDER = Path(".runs/unsent")
 BATCH = 1000  # points in one request, the most that MLflow takes

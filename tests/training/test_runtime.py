@@ -8,14 +8,14 @@ import pytest
 import torch
 
 from stages.errors import UserError
-from stages.runtime import keep_freed_memory
+from stages.training.runtime import keep_freed_memory
 from tests.training.conftest import runtime_parameters
 
 MEGABYTE = 1024**2
 ALLOCATIONS = f"""
 import resource, sys
 import torch
-from stages.runtime import keep_freed_memory
+from stages.training.runtime import keep_freed_memory
 if sys.argv[1] == "keep":
     keep_freed_memory()
 def page_faults():

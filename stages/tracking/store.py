@@ -19,7 +19,7 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from stages.errors import UserError
-from stages.run_names import masked, project_root, tracking_uri
+from stages.tracking.workspace import masked, project_root, tracking_uri
 
 # MLflow reads these when it is used.
 # With the default of seven retries, of two minutes each, an absent server is noticed after minutes.

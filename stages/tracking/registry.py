@@ -10,14 +10,14 @@ from mlflow import MlflowClient
 from mlflow.entities import LoggedModelOutput, Run
 from mlflow.models import Model
 
+from stages.artifacts.provenance_json import MODEL_FOLDER
 from stages.artifacts.vocabulary_json import VOCABULARY_FILE
-from stages.mlflow_store import one_at_a_time, told
-from stages.provenance import MODEL_FOLDER
-from stages.run_description import MODEL_NAME
-from stages.run_names import tracking_uri
-from stages.served_model import SIGNATURE
+from stages.tracking.run_tags import MODEL_NAME
+from stages.tracking.served_model import SIGNATURE
+from stages.tracking.store import one_at_a_time, told
+from stages.tracking.workspace import tracking_uri
 
-SERVED_MODEL = Path("stages/served_model.py")
+SERVED_MODEL = Path("stages/tracking/served_model.py")
 # What it imports.
 REQUIREMENTS = (
     "mlflow",

@@ -8,9 +8,9 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from stages import tracking
-from stages.provenance import Provenance
-from stages.run_names import run_name, tracking_uri
+from stages.artifacts.provenance_json import Provenance
+from stages.tracking import runs
+from stages.tracking.workspace import run_name, tracking_uri
 
 DATASET = Path("data/dataset")
 
@@ -39,7 +39,7 @@ def provenance(fingerprint: str = "a" * 16, **parameters: float) -> Provenance:
     )
 
 
-def runs() -> list[Run]:
+def all_runs() -> list[Run]:
     """All runs of the store, the newest first."""
     client = MlflowClient(tracking_uri())
     experiments = [experiment.experiment_id for experiment in client.search_experiments()]
@@ -49,14 +49,14 @@ def runs() -> list[Run]:
 def evaluate(model: Provenance, batch_size: float = 1, accuracy: float = 0.5) -> None:
     metrics = {"split": "test", "next_token_accuracy": accuracy}
     inputs = provenance("b" * 15 + str(batch_size), batch_size=batch_size)
-    tracking.log_evaluation(model, tracking.Evaluation(inputs, metrics, "A run.", []), DATASET)
+    runs.log_evaluation(model, runs.Evaluation(inputs, metrics, "A run.", []), DATASET)
 
 
 def test_a_training_is_one_run_with_parameters_inputs_and_tags() -> None:
-    with tracking.start_training_run(provenance(), DATASET) as run:
+    with runs.start_training_run(provenance(), DATASET) as run:
         for step in range(2500):
             run.log_metrics({"train_loss": 1 / (step + 1)}, step)
-    (found,) = runs()
+    (found,) = all_runs()
     assert found.info.status == "FINISHED"
     assert found.data.params == {"train.learning_rate": "0.1", "train.betas": "[0.9, 0.999]"}
     assert found.data.tags["fingerprint"] == "a" * 16
@@ -71,14 +71,14 @@ def test_a_training_is_one_run_with_parameters_inputs_and_tags() -> None:
 def test_a_resumed_training_sends_no_step_twice_and_goes_on_counting_samples() -> None:
     resumed = None
     for _ in range(2):
-        run = tracking.start_training_run(provenance(), DATASET, resumed)
-        assert isinstance(run, tracking.TrainingRun)
+        run = runs.start_training_run(provenance(), DATASET, resumed)
+        assert isinstance(run, runs.TrainingRun)
         with run:
             for step in range(3):
                 run.log_metrics({"train_loss": 1.0}, step)
                 run.log_sample({"system/cpu_utilization_percentage": 50.0})
         resumed = run.id
-    (found,) = runs()
+    (found,) = all_runs()
     for name, steps in (("train_loss", 3), ("system/cpu_utilization_percentage", 6)):
         history = MlflowClient(tracking_uri()).get_metric_history(found.info.run_id, name)
         assert [point.step for point in history] == list(range(steps))
@@ -86,31 +86,31 @@ def test_a_resumed_training_sends_no_step_twice_and_goes_on_counting_samples() -
 
 @pytest.mark.parametrize(("error", "status"), [(ValueError, "FAILED"), (KeyboardInterrupt, "KILLED")])
 def test_a_training_that_ends_early_says_how(error: type[BaseException], status: str) -> None:
-    with pytest.raises(error), tracking.start_training_run(provenance(), DATASET):
+    with pytest.raises(error), runs.start_training_run(provenance(), DATASET):
         raise error
-    assert runs()[0].info.status == status
+    assert all_runs()[0].info.status == status
 
 
 def test_an_evaluation_joins_the_newest_training_of_its_model() -> None:
     for _ in range(2):
-        with tracking.start_training_run(provenance(), DATASET):
+        with runs.start_training_run(provenance(), DATASET):
             pass
-    with tracking.start_training_run(provenance("c" * 16), DATASET):
+    with runs.start_training_run(provenance("c" * 16), DATASET):
         pass
     evaluate(provenance())
-    metrics = [run.data.metrics for run in runs()]
+    metrics = [run.data.metrics for run in all_runs()]
     assert metrics == [{}, {"next_token_accuracy": 0.5}, {}]
 
 
 def test_an_evaluation_with_other_parameters_is_a_child_and_one_again_is_not() -> None:
-    with tracking.start_training_run(provenance(), DATASET):
+    with runs.start_training_run(provenance(), DATASET):
         pass
-    parent = runs()[0].info.run_id
+    parent = all_runs()[0].info.run_id
     evaluate(provenance(), batch_size=1, accuracy=0.5)
     evaluate(provenance(), batch_size=1, accuracy=0.5)
-    assert len(runs()) == 1
+    assert len(all_runs()) == 1
     evaluate(provenance(), batch_size=2, accuracy=0.7)
-    child = runs()[0]
+    child = all_runs()[0]
     assert child.data.tags["mlflow.parentRunId"] == parent
     assert child.data.metrics == {"next_token_accuracy": 0.7}
     assert child.data.params == {"evaluate.batch_size": "2"}
@@ -119,19 +119,19 @@ def test_an_evaluation_with_other_parameters_is_a_child_and_one_again_is_not() -
 
 def test_a_model_from_elsewhere_gets_a_run() -> None:
     evaluate(provenance())
-    (found,) = runs()
+    (found,) = all_runs()
     assert found.data.metrics == {"next_token_accuracy": 0.5}
     assert found.info.status == "FINISHED"
 
 
 def test_a_run_is_named_by_what_differs_from_the_training_before(monkeypatch: pytest.MonkeyPatch) -> None:
-    with tracking.start_training_run(provenance(), DATASET) as first:
+    with runs.start_training_run(provenance(), DATASET) as first:
         pass
     evaluate(provenance())
     evaluate(provenance(), batch_size=2)
     write_parameters(0.05)
     monkeypatch.setenv("DVC_EXP_NAME", "crude-poet")
-    with tracking.start_training_run(provenance("c" * 16), DATASET) as second:
+    with runs.start_training_run(provenance("c" * 16), DATASET) as second:
         pass
     assert first.name == "train-aaaaaaa"
     assert second.name == "crude-poet train.learning_rate=0.05"
@@ -146,7 +146,7 @@ def test_a_queue_worker_writes_to_the_main_workspace(workspace: Path, monkeypatc
     (copy / "metrics/train.json").write_text("{}")
     monkeypatch.chdir(copy)
     monkeypatch.setenv("DVC_ROOT", str(workspace))
-    with tracking.start_training_run(provenance(), DATASET) as run:
+    with runs.start_training_run(provenance(), DATASET) as run:
         run.log_files([Path("metrics/train.json")])
     assert (workspace / "mlflow.db").exists()
     assert list(workspace.glob("mlartifacts/**/metrics/train.json"))
@@ -155,7 +155,7 @@ def test_a_queue_worker_writes_to_the_main_workspace(workspace: Path, monkeypatc
 
 def test_writers_that_start_together_share_a_new_store() -> None:
     def train(number: int) -> None:
-        with tracking.start_training_run(provenance(f"{number:016}"), DATASET) as run:
+        with runs.start_training_run(provenance(f"{number:016}"), DATASET) as run:
             run.log_metrics({"train_loss": 1.0}, 1)
 
     threads = [threading.Thread(target=train, args=[number]) for number in range(4)]
@@ -163,5 +163,5 @@ def test_writers_that_start_together_share_a_new_store() -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    assert sorted(run.data.tags["fingerprint"] for run in runs()) == [f"{number:016}" for number in range(4)]
-    assert {run.info.status for run in runs()} == {"FINISHED"}
+    assert sorted(run.data.tags["fingerprint"] for run in all_runs()) == [f"{number:016}" for number in range(4)]
+    assert {run.info.status for run in all_runs()} == {"FINISHED"}

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from stages.core import accuracy
-from stages.core.accuracy import (
+from stages.core.evaluation import (
     bits_per_byte,
     count_correct,
     count_correct_by_position,
@@ -41,7 +40,7 @@ def test_scores_do_not_depend_on_how_many_are_scored_at_once(monkeypatch: pytest
     targets = torch.randint(11, (3, 7))
     targets[1, 2:] = -100
     whole = score_tokens(hidden, output, targets)
-    monkeypatch.setattr(accuracy, "_MOST_LOGITS", 40)
+    monkeypatch.setattr(evaluation, "_MOST_LOGITS", 40)
     pieces = score_tokens(hidden, output, targets)
     torch.testing.assert_close(pieces.nats, whole.nats)
     assert torch.equal(pieces.predictions, whole.predictions)

@@ -4,7 +4,7 @@ from stages import command_line  # first, for a Ctrl-C while the others are impo
 
 # isort: split
 
-from stages.tracking import send_left_behind
+from stages.tracking.runs import send_left_behind
 
 
 def main() -> None:

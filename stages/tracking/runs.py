@@ -17,13 +17,13 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, LifecycleStage, Met
 from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NOTE
 
+from stages.artifacts.provenance_json import Provenance
 from stages.errors import UserError
-from stages.mlflow_store import connect, failure, find_experiment, one_at_a_time, store_hash, told
-from stages.outbox import Outbox, Point, Sender
 from stages.parameters import read_all
-from stages.provenance import Provenance
-from stages.run_description import FINGERPRINT_TAG, name_run, run_parameters, run_tags, way_back
-from stages.run_names import remember_run_name
+from stages.tracking.outbox import Outbox, Point, Sender
+from stages.tracking.run_tags import FINGERPRINT_TAG, name_run, run_parameters, run_tags, way_back
+from stages.tracking.store import connect, failure, find_experiment, one_at_a_time, store_hash, told
+from stages.tracking.workspace import remember_run_name
 
 EVALUATION_TAG = "evaluation_fingerprint"
 OUTBOX_TAG = "outbox"
@@ -57,7 +57,7 @@ class TrainingRun:
             self._outbox.close()
             print(
                 f"{failure(failed)}; what it has not got is kept in {self._outbox.folder}/; the next `dvc repro` that "
-                "runs a stage sends it, or `python -m stages.send_metrics`",
+                "runs a stage sends it, or `python -m stages.commands.send_metrics`",
                 file=sys.stderr,
             )
 
@@ -132,7 +132,7 @@ def start_training_run(
     return UnrecordedRun()
 
 
-@told("`python -m stages.send_metrics`")
+@told("`python -m stages.commands.send_metrics`")
 def send_left_behind() -> list[str]:
     """Send what earlier runs could not, end the runs of killed processes, and return what was done, in words.
 

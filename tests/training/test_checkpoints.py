@@ -14,8 +14,8 @@ import torch
 
 from stages.core.transformer import Transformer
 from stages.errors import Stopped, UserError
+from stages.training.checkpoints import CheckpointFolder
 from stages.training.fit import Trained, fit
-from stages.training.resume import CheckpointFolder
 from tests.training.conftest import examples, network, runtime_parameters, train_parameters
 
 EVERY_STEP = 1e-9
