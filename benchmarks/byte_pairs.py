@@ -10,7 +10,7 @@ from tokenizers import Tokenizer
 
 from benchmarks.measuring import options, seconds_of, take_turns, write_table
 from benchmarks.preparation import write_csv
-from stages.core.vocabulary import VocabularyParameters, build_vocabulary
+from stages.core.vocabulary import VocabularyParams, build_vocabulary
 
 MEGABYTES = 8
 SIZE = 8000
@@ -24,7 +24,7 @@ def main() -> None:
         write_csv(path, MEGABYTES)
         with path.open(encoding="utf-8", newline="") as file:
             texts = [cell for row in csv.reader(file) for cell in row]
-    parameters = VocabularyParameters(tokenizer="bpe", size=SIZE, unknown_token=False)
+    parameters = VocabularyParams(tokenizer="bpe", size=SIZE, unknown_token=False)
     vocabulary = build_vocabulary(parameters, [texts])
     theirs = Tokenizer.from_str(vocabulary.tokenizer.to_str())
     calls: dict[str, Callable[[], object]] = {

@@ -15,16 +15,16 @@ from stages.artifacts.provenance_json import Provenance
 from stages.artifacts.token_shards import DATASET_FOLDER
 from stages.core.examples import Examples
 from stages.core.loss import summed_loss
-from stages.core.transformer import ModelParameters, Transformer, TransformerConfig
-from stages.core.windows import DatasetParameters, Int64s, Integers, RowSpans, Windows
+from stages.core.transformer import ModelParams, Transformer, TransformerConfig
+from stages.core.windows import DatasetParams, Int64s, Integers, RowSpans, Windows
 from stages.parameters import PARAMETERS_FILE, read_section
 from stages.tracking.runs import start_training_run
 from stages.tracking.system_metrics import record_system_metrics
 from stages.training.checkpoints import CheckpointFolder
 from stages.training.data_module import TrainingBatches, plan_training
 from stages.training.fit import fit
-from stages.training.optimization import TrainParameters, build_optimizer
-from stages.training.runtime import RuntimeParameters
+from stages.training.optimization import TrainParams, build_optimizer
+from stages.training.runtime import RuntimeParams
 
 PRESET = Path(__file__).parents[1] / "presets/characters.yaml"
 VOCABULARY_SIZE = 65
@@ -74,14 +74,14 @@ class WatchedExamples(Examples):
         return super().gather(windows)
 
 
-def random_text(context_length: int) -> tuple[Integers, RowSpans, DatasetParameters, int, int]:
+def random_text(context_length: int) -> tuple[Integers, RowSpans, DatasetParams, int, int]:
     """Return the arguments of ``Examples``: one long row."""
     token_ids = np.random.default_rng(0).integers(VOCABULARY_SIZE, size=200_000, dtype=np.uint8)
     spans = RowSpans(np.array([0, len(token_ids)]), np.array([len(token_ids)]))
-    return token_ids, spans, DatasetParameters(packing="stream", loss_on="all", stride=None), context_length, 0
+    return token_ids, spans, DatasetParams(packing="stream", loss_on="all", stride=None), context_length, 0
 
 
-def bare_loop(network: Transformer, batches: TrainingBatches, parameters: TrainParameters) -> Callable[[int], None]:
+def bare_loop(network: Transformer, batches: TrainingBatches, parameters: TrainParams) -> Callable[[int], None]:
     """Return what does as many steps as it is told to, the next ones each time."""
     optimizer = build_optimizer(network, parameters)
     numbers = iter(range(len(batches)))
@@ -112,21 +112,21 @@ def workspace() -> Iterator[Provenance]:
 def main() -> None:
     """Train the preset `characters` on random tokens, in both loops, to the same weights."""
     given = options(__doc__)
-    shape = read_section("model", ModelParameters, PRESET)
+    shape = read_section("model", ModelParams, PRESET)
     # A constant learning rate, which the bare loop has too.
     changed = {
         "schedule": "constant",
         "warmup_steps": 0,
         "max_steps": (given.rounds * TURNS_A_ROUND + 2) * STEPS_A_TURN,
     }
-    parameters = read_section("train", TrainParameters, PRESET).model_copy(update=changed)
+    parameters = read_section("train", TrainParams, PRESET).model_copy(update=changed)
     here = {"accelerator": "cpu", "threads": given.threads}
-    runtime = read_section("runtime", RuntimeParameters, PRESET).model_copy(update=here)
+    runtime = read_section("runtime", RuntimeParams, PRESET).model_copy(update=here)
     config = TransformerConfig(vocabulary_size=VOCABULARY_SIZE, **shape.model_dump())
     bare, ours = Transformer(config), Transformer(config)
     ours.load_state_dict(bare.state_dict())
     examples = Examples(*random_text(shape.context_length))
-    plan = plan_training(examples.per_pass(), parameters, None, 1)
+    plan = plan_training(examples.examples_per_epoch(), parameters, None, 1)
     turns = Turns(bare_loop(bare, TrainingBatches(examples, plan, rank=0), parameters), given.threads)
     watched = WatchedExamples(turns, shape.context_length)
     with (

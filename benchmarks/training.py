@@ -31,7 +31,7 @@ from benchmarks.peers import (
 )
 from stages.core.loss import summed_loss
 from stages.parameters import read_section
-from stages.training.optimization import TrainParameters, build_optimizer
+from stages.training.optimization import TrainParams, build_optimizer
 from stages.training.runtime import keep_freed_memory
 
 Step = Callable[[], object]
@@ -45,7 +45,7 @@ def begin_ours(shape: Shape, device: str, *, bfloat16: bool, compiled: bool) -> 
     """Return a step of a bare loop over this project's model, loss, optimiser and data path."""
     keep_freed_memory()
     network = ours(shape).to(device)
-    optimizer = build_optimizer(network, read_section("train", TrainParameters, PARAMETERS))
+    optimizer = build_optimizer(network, read_section("train", TrainParams, PARAMETERS))
     tokens, offsets = random_tokens(shape), torch.arange(shape.context_length + 1)
 
     def eager_loss(input_ids: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

@@ -3,13 +3,9 @@
 Reads the sections data, split and dataset of params.yaml.
 """
 
-from stages.command_line import command_parser, run, with_progress  # first, for a Ctrl-C while the others are imported
-
-# isort: split
-
 from contextlib import ExitStack
 
-from stages.artifacts.prompts_csv import DataParameters, read_prompts
+from stages.artifacts.prompts_csv import DataParams, read_prompts
 from stages.artifacts.token_shards import (
     DATASET_FOLDER,
     DatasetMetadata,
@@ -21,10 +17,11 @@ from stages.artifacts.token_shards import (
     write_metadata,
 )
 from stages.artifacts.vocabulary_json import read_vocabulary
+from stages.command_line import command_parser, run, with_progress
 from stages.core.rows import Scored, count_scored, encode_rows
-from stages.core.split import SPLITS, SplitParameters
+from stages.core.split import SPLITS, SplitParams
 from stages.core.vocabulary import UnusableTextError
-from stages.core.windows import DatasetParameters
+from stages.core.windows import DatasetParams
 from stages.errors import UserError
 from stages.parameters import read_section
 
@@ -32,9 +29,9 @@ from stages.parameters import read_section
 def main() -> None:
     """Run the stage."""
     quiet = command_parser(__doc__).parse_args().quiet
-    data = read_section("data", DataParameters)
-    split_parameters = read_section("split", SplitParameters)
-    parameters = read_section("dataset", DatasetParameters)
+    data = read_section("data", DataParams)
+    split_parameters = read_section("split", SplitParams)
+    parameters = read_section("dataset", DatasetParams)
     vocabulary = read_vocabulary()
 
     scored = dict.fromkeys(SPLITS, Scored(0, 0))

@@ -3,16 +3,13 @@
 Reads the sections data, split and vocabulary of params.yaml.
 """
 
-from stages.command_line import command_parser, run, with_progress  # first, for a Ctrl-C while the others are imported
-
-# isort: split
-
 from collections.abc import Iterator
 
-from stages.artifacts.prompts_csv import DataParameters, PromptChunk, read_prompts
+from stages.artifacts.prompts_csv import DataParams, PromptChunk, read_prompts
 from stages.artifacts.vocabulary_json import VOCABULARY_FILE, write_vocabulary
-from stages.core.split import SplitParameters
-from stages.core.vocabulary import UnusableTextError, VocabularyParameters, build_vocabulary
+from stages.command_line import command_parser, run, with_progress
+from stages.core.split import SplitParams
+from stages.core.vocabulary import UnusableTextError, VocabularyParams, build_vocabulary
 from stages.errors import UserError
 from stages.parameters import read_section
 
@@ -20,9 +17,9 @@ from stages.parameters import read_section
 def main() -> None:
     """Run the stage."""
     quiet = command_parser(__doc__).parse_args().quiet
-    data = read_section("data", DataParameters)
-    split = read_section("split", SplitParameters)
-    parameters = read_section("vocabulary", VocabularyParameters)
+    data = read_section("data", DataParams)
+    split = read_section("split", SplitParams)
+    parameters = read_section("vocabulary", VocabularyParams)
 
     chunk = PromptChunk(VOCABULARY_FILE)
     rows = 0

@@ -9,7 +9,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sized
 from importlib.metadata import version
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any, TypeVar
 
 from stages.errors import Stopped, UserError
@@ -28,22 +28,6 @@ _FIXES = {
 }
 
 Chunk = TypeVar("Chunk", bound=Sized)
-
-
-def _tell_interruption(kind: type[BaseException], error: BaseException, where: TracebackType | None) -> None:
-    if not issubclass(kind, KeyboardInterrupt):
-        sys.__excepthook__(kind, error, where)
-        return
-    print("interrupted", file=sys.stderr)
-
-
-# MLflow reads this as it is imported, and would tell its makers of each use.
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-# Ctrl-C may come while a command imports torch, which takes seconds: commands import this module before all others.
-sys.excepthook = _tell_interruption
-if (_command := sys.modules["__main__"].__spec__) and _command.name.startswith("stages."):
-    # Modules are many objects and no garbage: looking for it takes a fifth of the time that importing takes.
-    gc.disable()
 
 
 def run(main: Callable[[], None]) -> None:

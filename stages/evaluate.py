@@ -1,9 +1,5 @@
 """Score the model on rows it has not seen, and show what it does: metrics/, with pictures and a report to read."""
 
-from stages import command_line  # first, for a Ctrl-C while the others are imported
-
-# isort: split
-
 import logging
 from collections import Counter
 from dataclasses import dataclass
@@ -14,6 +10,7 @@ import numpy as np
 import torch
 from pydantic import Field
 
+from stages import command_line
 from stages.artifacts.atomic import atomic_file
 from stages.artifacts.dataset import open_examples
 from stages.artifacts.metrics_json import write_json
@@ -31,13 +28,13 @@ from stages.core.evaluation import (
 )
 from stages.core.examples import Examples
 from stages.core.generation import generate
-from stages.core.parameter_model import ParameterModel
+from stages.core.params_model import ParamsModel
 from stages.core.split import SPLITS, Split
 from stages.core.vocabulary import Vocabulary
 from stages.core.windows import IGNORE_INDEX
 from stages.errors import UserError
 from stages.parameters import read_section
-from stages.report.content import Shown, choose, read_text, show
+from stages.report.content import ReportContent, choose, inspect_row, show
 from stages.report.markdown import describe_run
 from stages.report.metric_labels import scored_rows
 from stages.report.page import render
@@ -47,8 +44,8 @@ from stages.report.token_labels import token_labels
 from stages.tracking.registry import log_model
 from stages.tracking.runs import Evaluation, log_evaluation
 from stages.tracking.store import check_store
-from stages.training.optimization import TrainParameters
-from stages.training.runtime import RuntimeParameters
+from stages.training.optimization import TrainParams
+from stages.training.runtime import RuntimeParams
 
 LOG = logging.getLogger(__name__)
 
@@ -65,7 +62,7 @@ CONFUSED_TOKENS = 16
 DECIMALS = 6
 
 
-class EvaluateParameters(ParameterModel):
+class EvaluateParams(ParamsModel):
     """How the model is scored."""
 
     batch_size: Annotated[int, Field(ge=1)]
@@ -107,9 +104,9 @@ class Sample:
 def main() -> None:
     """Score the model of data/model/ as params.yaml says."""
     quiet = command_line.command_parser(__doc__).parse_args().quiet
-    parameters = read_section("evaluate", EvaluateParameters)
-    register_as = read_section("train", TrainParameters).register_as
-    runtime = read_section("runtime", RuntimeParameters)
+    parameters = read_section("evaluate", EvaluateParams)
+    register_as = read_section("train", TrainParams).register_as
+    runtime = read_section("runtime", RuntimeParams)
     runtime.limit_threads()
     required = runtime.tracking == "required"
     if required:
@@ -183,7 +180,7 @@ def score(model: SavedModel, examples: Examples, batch_size: int) -> Scores:
     return scores
 
 
-def complete_rows(model: SavedModel, examples: Examples, eos_id: int, parameters: EvaluateParameters) -> list[Sample]:
+def complete_rows(model: SavedModel, examples: Examples, eos_id: int, parameters: EvaluateParams) -> list[Sample]:
     """Complete the prompts of a split greedily: all of those that have a completion, else the first halves of some texts."""
     rows = examples.rows_with_completion()
     if len(rows) == 0:
@@ -267,11 +264,11 @@ def look_inside(
     labels: list[str],
     *,
     completions_only: bool,
-) -> Shown:
+) -> ReportContent:
     """Read some of the completed rows again, watching what the model does."""
     answers = model.prompts_end_with_eos
     texts = [
-        read_text(
+        inspect_row(
             model.network,
             examples.prompt_and_rest(sample.row),
             vocabulary.decode(sample.expected),
@@ -289,7 +286,7 @@ def write_results(
     samples: list[tuple[str, str, str, bool]],
     accuracy: list[tuple[int, float, int]],
     confusions: list[Confusion],
-    shown: Shown,
+    shown: ReportContent,
 ) -> list[Path]:
     """Write figures, tables, the page that a person opens, and pictures; return the files."""
     write_json(METRICS_FILE, metrics)

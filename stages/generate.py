@@ -1,9 +1,5 @@
 """Complete prompts with the trained model: `python -m stages.generate "What is CNN"` prints `Great`."""
 
-from stages import command_line  # first, for a Ctrl-C while the others are imported
-
-# isort: split
-
 import argparse
 import sys
 from collections.abc import Iterator
@@ -12,6 +8,7 @@ from pathlib import Path
 
 from tokenizers.decoders import DecodeStream
 
+from stages import command_line
 from stages.artifacts.model_weights import read_model
 from stages.artifacts.provenance_json import MODEL_FOLDER
 from stages.artifacts.vocabulary_json import VOCABULARY_FILE

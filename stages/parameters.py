@@ -10,14 +10,14 @@ import pydantic
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
-from stages.core.parameter_model import ParameterModel
+from stages.core.params_model import ParamsModel
 from stages.errors import UserError
 
 LOG = logging.getLogger(__name__)
 
 PARAMETERS_FILE = Path("params.yaml")
 
-Section = TypeVar("Section", bound=ParameterModel)
+Section = TypeVar("Section", bound=ParamsModel)
 
 
 def read_section(name: str, model: type[Section], path: Path = PARAMETERS_FILE) -> Section:
@@ -62,7 +62,7 @@ def _parse(text: str) -> Any:
     return YAML(typ="safe", pure=True).load(text)
 
 
-def _explain(path: Path, name: str, model: type[ParameterModel], detail: Any) -> str:
+def _explain(path: Path, name: str, model: type[ParamsModel], detail: Any) -> str:
     key = ".".join([name, *(str(part) for part in detail["loc"])])
     found = detail["input"]
     match detail["type"]:

@@ -1,14 +1,11 @@
 """Train the model: data/dataset/ -> data/model/, metrics/train.json and the curves, as one MLflow run."""
 
-from stages import command_line  # first, for a Ctrl-C while the others are imported
-
-# isort: split
-
 from pathlib import Path
 
 import lightning
 from lightning.pytorch.utilities import rank_zero_only
 
+from stages import command_line
 from stages.artifacts.dataset import open_examples
 from stages.artifacts.metrics_json import write_json
 from stages.artifacts.model_weights import SavedModel, write_model
@@ -16,16 +13,16 @@ from stages.artifacts.provenance_json import MODEL_FOLDER, Provenance, stage_pro
 from stages.artifacts.table_csv import TRAIN_CURVE, VALIDATION_CURVE, write_table
 from stages.artifacts.token_shards import DATASET_FOLDER, read_metadata
 from stages.artifacts.vocabulary_json import VOCABULARY_FILE
-from stages.core.transformer import ModelParameters, Transformer, TransformerConfig
+from stages.core.transformer import ModelParams, Transformer, TransformerConfig
 from stages.errors import UserError
 from stages.parameters import read_section
 from stages.tracking.runs import TrainingRun, UnrecordedRun, start_training_run
 from stages.tracking.system_metrics import record_system_metrics
 from stages.training.checkpoints import CheckpointFolder
-from stages.training.fit import Trained, fit, told_out_of_memory
+from stages.training.fit import Trained, fit, memory_errors
 from stages.training.history import Curves
-from stages.training.optimization import TrainParameters
-from stages.training.runtime import RuntimeParameters
+from stages.training.optimization import TrainParams
+from stages.training.runtime import RuntimeParams
 
 METRICS_FILE = Path("metrics/train.json")
 
@@ -37,9 +34,9 @@ def main() -> None:
         "--restart", action="store_true", help="do not go on from a checkpoint: train from the first step"
     )
     options = parser.parse_args()
-    model_parameters = read_section("model", ModelParameters)
-    parameters = read_section("train", TrainParameters)
-    runtime = read_section("runtime", RuntimeParameters)
+    model_parameters = read_section("model", ModelParams)
+    parameters = read_section("train", TrainParams)
+    runtime = read_section("runtime", RuntimeParams)
     metadata = read_metadata()
     config = TransformerConfig(vocabulary_size=metadata.vocabulary_size, **model_parameters.model_dump())
     training = open_examples("train", metadata, config.context_length)
@@ -47,11 +44,11 @@ def main() -> None:
     if training is None:
         raise UserError("data/dataset/: no training rows; lower split.validation and split.test in params.yaml")
     lightning.seed_everything(parameters.seed, verbose=False)
-    with told_out_of_memory("lower model.context_length, d_model or n_layers in params.yaml"):
+    with memory_errors("lower model.context_length, d_model or n_layers in params.yaml"):
         network = Transformer(config)
     provenance = stage_provenance("train")
     checkpoints = CheckpointFolder(provenance.fingerprint)
-    with checkpoints.held():
+    with checkpoints.locked():
         if options.restart and is_first_device():
             checkpoints.restart()
         with record(provenance, checkpoints, runtime) as run:
@@ -88,7 +85,7 @@ def is_first_device() -> bool:
 
 
 def record(
-    provenance: Provenance, checkpoints: CheckpointFolder, runtime: RuntimeParameters
+    provenance: Provenance, checkpoints: CheckpointFolder, runtime: RuntimeParams
 ) -> TrainingRun | UnrecordedRun:
     """Begin the training's MLflow run, or go on with the one that the checkpoints are of; the first device's alone."""
     if not is_first_device():
@@ -104,7 +101,7 @@ def summarise(trained: Trained, network: Transformer) -> dict[str, float]:
     """Return the figures of metrics/train.json; losses are means in nats per target."""
     figures = {
         "steps": trained.steps,
-        "epochs": round(trained.passes, 4),
+        "epochs": round(trained.epochs, 4),
         "parameters": sum(parameter.numel() for parameter in network.parameters()),
         "train_loss": trained.curves.train_loss[-1][1],
     }

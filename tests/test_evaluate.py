@@ -16,11 +16,11 @@ from stages.artifacts.token_shards import SplitMetadata
 from stages.core.examples import Examples
 from stages.core.rows import count_scored, encode_rows
 from stages.core.transformer import Transformer
-from stages.core.vocabulary import VocabularyParameters, build_vocabulary
-from stages.core.windows import DatasetParameters, RowSpans
+from stages.core.vocabulary import VocabularyParams, build_vocabulary
+from stages.core.windows import DatasetParams, RowSpans
 from stages.evaluate import (
     CONFUSED_TOKENS,
-    EvaluateParameters,
+    EvaluateParams,
     complete_rows,
     confusion_matrix,
     decode_samples,
@@ -37,8 +37,8 @@ def saved(model: Transformer) -> SavedModel:
     return SavedModel(model.eval().requires_grad_(requires_grad=False), prompts_end_with_eos=True)
 
 
-def parameters(**changed: Any) -> EvaluateParameters:
-    return EvaluateParameters(**{"batch_size": 4, "max_new_tokens": None, "samples": 3} | changed)
+def parameters(**changed: Any) -> EvaluateParams:
+    return EvaluateParams(**{"batch_size": 4, "max_new_tokens": None, "samples": 3} | changed)
 
 
 def metadata(text_bytes: int = 100) -> SplitMetadata:
@@ -75,7 +75,7 @@ def test_every_target_is_counted_once_overall_and_by_position() -> None:
 
 def test_the_confusion_matrix_holds_what_was_mistaken_most_and_is_whole_where_it_is_small() -> None:
     vocabulary = build_vocabulary(
-        VocabularyParameters(tokenizer="word", size=1, unknown_token=False), [[" ".join(map(str, range(30)))]]
+        VocabularyParams(tokenizer="word", size=1, unknown_token=False), [[" ".join(map(str, range(30)))]]
     )
     scores = score(saved(network()), examples(), 4)
     few = confusion_matrix(scores, token_labels(vocabulary))
@@ -87,7 +87,7 @@ def test_the_confusion_matrix_holds_what_was_mistaken_most_and_is_whole_where_it
 
 
 def test_tokens_that_begin_alike_are_not_taken_for_each_other() -> None:
-    words = VocabularyParameters(tokenizer="word", size=1, unknown_token=False)
+    words = VocabularyParams(tokenizer="word", size=1, unknown_token=False)
     vocabulary = build_vocabulary(words, [["internationalised internationalisation"]])
     scores = score(saved(network()), examples(), 4)
     confusions = confusion_matrix(replace(scores, pairs=Counter({(0, 1): 3, (1, 1): 2})), token_labels(vocabulary))
@@ -99,7 +99,7 @@ def test_a_completion_is_right_only_with_its_end() -> None:
     rows = [[0, 1, EOS_ID, 3, EOS_ID], [0, 1, EOS_ID, 3, 4, EOS_ID], [2, EOS_ID, 3, EOS_ID]]
     offsets = np.cumsum([0, *map(len, rows)])
     spans = RowSpans(offsets, np.array([3, 8, 13]))
-    packing = DatasetParameters(packing="rows", loss_on="all", stride=None)
+    packing = DatasetParams(packing="rows", loss_on="all", stride=None)
     split = Examples(np.concatenate(rows), spans, packing, context_length=8, eos_id=EOS_ID)
     model = network(tie_embeddings=False, output_bias=True)
     with torch.no_grad():
@@ -137,8 +137,8 @@ ROW = st.lists(st.sampled_from(["a", "b", " "]), min_size=1, max_size=12).map(""
 def test_any_plain_text_is_scored_completed_and_shown(texts: list[str], tokenizer: str, packing: str) -> None:
     """Also one of white space, and one of a single word."""
     of_tokens = {"tokenizer": tokenizer, "size": 257, "unknown_token": False}
-    vocabulary = build_vocabulary(VocabularyParameters.model_validate(of_tokens), [[*texts, "a b"]])
-    dataset = DatasetParameters.model_validate({"packing": packing, "loss_on": "all", "stride": None})
+    vocabulary = build_vocabulary(VocabularyParams.model_validate(of_tokens), [[*texts, "a b"]])
+    dataset = DatasetParams.model_validate({"packing": packing, "loss_on": "all", "stride": None})
     cells = [cell for text in texts for cell in (text, "")]
     rows = encode_rows(vocabulary, cells)
     offsets = np.cumsum([0, *rows.row_lengths])
@@ -164,7 +164,7 @@ def test_scoring_training_rows_is_said() -> None:
 
 
 def test_samples_are_readable() -> None:
-    characters = VocabularyParameters(tokenizer="character", size=8000, unknown_token=False)
+    characters = VocabularyParams(tokenizer="character", size=8000, unknown_token=False)
     vocabulary = build_vocabulary(characters, [["0123456789"]])
     samples = complete_rows(saved(network()), examples(), EOS_ID, parameters(samples=2))
     readable = decode_samples(samples, vocabulary)

@@ -13,7 +13,7 @@ from stages.artifacts.model_weights import SavedModel, write_model
 from stages.artifacts.provenance_json import MODEL_FOLDER, Provenance, md5
 from stages.artifacts.vocabulary_json import VOCABULARY_FILE, write_vocabulary
 from stages.core.transformer import Transformer
-from stages.core.vocabulary import Vocabulary, VocabularyParameters, build_vocabulary
+from stages.core.vocabulary import Vocabulary, VocabularyParams, build_vocabulary
 from stages.errors import UserError
 from stages.generate import main, read_lines, text_pieces
 from tests.training.conftest import network
@@ -38,7 +38,7 @@ def generate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
 
 
 def write_vocabulary_and_model(text: str, tokenizer: str = "character") -> Vocabulary:
-    parameters = VocabularyParameters.model_validate({"tokenizer": tokenizer, "size": 8000, "unknown_token": False})
+    parameters = VocabularyParams.model_validate({"tokenizer": tokenizer, "size": 8000, "unknown_token": False})
     vocabulary = build_vocabulary(parameters, [[text]])
     write_vocabulary(vocabulary)
     model: Transformer = network(context_length=16, vocabulary_size=vocabulary.size)
@@ -124,7 +124,7 @@ def test_input_that_is_not_utf_8_is_told(monkeypatch: pytest.MonkeyPatch) -> Non
 
 VOCABULARIES = {
     tokenizer: build_vocabulary(
-        VocabularyParameters.model_validate({"tokenizer": tokenizer, "size": 300, "unknown_token": False}), [[TEXT]]
+        VocabularyParams.model_validate({"tokenizer": tokenizer, "size": 300, "unknown_token": False}), [[TEXT]]
     )
     for tokenizer in ("word", "character", "bpe")
 }

@@ -5,17 +5,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages.core.parameter_model import ParameterModel
-from stages.core.transformer import ModelParameters
+from stages.core.params_model import ParamsModel
+from stages.core.transformer import ModelParams
 from stages.errors import UserError
-from stages.evaluate import EvaluateParameters
+from stages.evaluate import EvaluateParams
 from stages.parameters import read_all, read_section
-from stages.training.optimization import TrainParameters
-from stages.training.runtime import RuntimeParameters
+from stages.training.optimization import TrainParams
+from stages.training.runtime import RuntimeParams
 
 TOY = Path(__file__).parents[1] / "presets/toy.yaml"
-SECTIONS: dict[str, type[ParameterModel]] = {
-    "model": ModelParameters, "train": TrainParameters, "evaluate": EvaluateParameters, "runtime": RuntimeParameters,
+SECTIONS: dict[str, type[ParamsModel]] = {
+    "model": ModelParams, "train": TrainParams, "evaluate": EvaluateParams, "runtime": RuntimeParams,
 }  # fmt: skip
 
 
@@ -56,7 +56,7 @@ CASES = [
 def test_a_wrong_value_is_told_with_its_key(tmp_path: Path, old: str, new: str, told: list[str]) -> None:
     path = edited(tmp_path, old, new)
     with pytest.raises(UserError) as error:
-        read_section("train", TrainParameters, path)
+        read_section("train", TrainParams, path)
     for part in [str(path), *told]:
         assert part in str(error.value)
 
@@ -76,9 +76,9 @@ def test_numbers_are_read_as_dvc_reads_them(value: float) -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         path = edited(Path(folder), "learning_rate: 0.1", f"learning_rate: {value!r}")
-        assert read_section("train", TrainParameters, path).learning_rate == value
+        assert read_section("train", TrainParams, path).learning_rate == value
 
 
 def test_an_integer_is_a_valid_float(tmp_path: Path) -> None:
-    parameters: Any = read_section("train", TrainParameters, edited(tmp_path, "learning_rate: 0.1", "learning_rate: 1"))
+    parameters: Any = read_section("train", TrainParams, edited(tmp_path, "learning_rate: 0.1", "learning_rate: 1"))
     assert parameters.learning_rate == 1.0

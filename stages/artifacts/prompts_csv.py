@@ -16,8 +16,8 @@ from itertools import chain
 from pathlib import Path
 from typing import BinaryIO
 
-from stages.core.parameter_model import ParameterModel
-from stages.core.split import SPLITS, Split, SplitParameters, splits_of
+from stages.core.params_model import ParamsModel
+from stages.core.split import SPLITS, Split, SplitParams, splits_of
 from stages.errors import UserError
 
 LOG = logging.getLogger(__name__)
@@ -31,7 +31,7 @@ _SPLIT_NAMED: dict[str, Split] = {name: name for name in SPLITS}
 _SPLIT_OF_FILE = re.compile(rf"(?:^|[^a-zA-Z0-9])({'|'.join(SPLITS)})$")
 
 
-class DataParameters(ParameterModel):
+class DataParams(ParamsModel):
     """Where the text is."""
 
     csv: str
@@ -90,10 +90,10 @@ class _Source:
     """One file, and what decides the split of its rows."""
 
     path: Path
-    split: Split | SplitParameters
+    split: Split | SplitParams
 
 
-def read_prompts(data: DataParameters, split: SplitParameters) -> Iterator[PromptChunk]:
+def read_prompts(data: DataParams, split: SplitParams) -> Iterator[PromptChunk]:
     r"""Read every row, in chunks of a few megabytes; line ends within cells become ``\n``.
 
     Raises:
@@ -116,7 +116,7 @@ def read_prompts(data: DataParameters, split: SplitParameters) -> Iterator[Promp
         raise UserError(f"{data.csv}: no row to train on, of {rows:,}: {cause}")
 
 
-def _sources(data: DataParameters, split: SplitParameters) -> list[_Source]:
+def _sources(data: DataParams, split: SplitParams) -> list[_Source]:
     path = Path(data.csv)
     if not path.is_absolute() and Path(os.path.normpath(path)).parts[:1] == (os.pardir,):
         raise UserError(
@@ -132,7 +132,7 @@ def _sources(data: DataParameters, split: SplitParameters) -> list[_Source]:
     return [_Source(path, split)]
 
 
-def _sources_in_folder(folder: Path, split: SplitParameters) -> list[_Source]:
+def _sources_in_folder(folder: Path, split: SplitParams) -> list[_Source]:
     files: dict[Split, list[Path]] = {name: [] for name in SPLITS}
     for path in sorted(folder.glob("*.csv")):
         said = _SPLIT_OF_FILE.search(path.stem)
@@ -151,7 +151,7 @@ def _sources_in_folder(folder: Path, split: SplitParameters) -> list[_Source]:
     return [_Source(path, from_training_rows) for path in files["train"]] + held_out
 
 
-def _read_file(source: _Source, data: DataParameters) -> Iterator[PromptChunk]:
+def _read_file(source: _Source, data: DataParams) -> Iterator[PromptChunk]:
     columns, rows = None, 0
     LOG.info("reading %s", source.path)
     with source.path.open("rb") as file:
@@ -176,8 +176,8 @@ class _Columns:
     split: int | None
 
 
-def _columns(source: _Source, data: DataParameters, header: list[str]) -> _Columns:
-    split_column = source.split.column if isinstance(source.split, SplitParameters) else None
+def _columns(source: _Source, data: DataParams, header: list[str]) -> _Columns:
+    split_column = source.split.column if isinstance(source.split, SplitParams) else None
     prompt, completion, split = (
         None if name is None else _column(source.path, header, name, key)
         for name, key in (
@@ -363,7 +363,7 @@ def _checked_lines(block: bytes, offset: int) -> Iterator[str]:
         offset += len(line)
 
 
-def _chunk(records: _Records, columns: _Columns, split: Split | SplitParameters) -> PromptChunk:
+def _chunk(records: _Records, columns: _Columns, split: Split | SplitParams) -> PromptChunk:
     """Take the prompts, completions and splits from records."""
     if not _are_sound(records.cells, columns):
         index = next(index for index, cells in enumerate(records.cells) if not _are_sound([cells], columns))
@@ -372,7 +372,7 @@ def _chunk(records: _Records, columns: _Columns, split: Split | SplitParameters)
     completion = columns.completion
     completions = [""] * len(prompts) if completion is None else [cells[completion] for cells in records.cells]
     splits: list[Split]
-    if not isinstance(split, SplitParameters):
+    if not isinstance(split, SplitParams):
         splits = [split] * len(prompts)
     elif columns.split is None:
         splits = splits_of([prompt or other for prompt, other in zip(prompts, completions, strict=True)], split)

@@ -22,9 +22,9 @@ import numpy as np
 import pydantic
 
 from stages.artifacts.atomic import atomic_file
-from stages.core.parameter_model import ParameterModel
+from stages.core.params_model import ParamsModel
 from stages.core.split import Split
-from stages.core.windows import DatasetParameters, Integers, RowSpans
+from stages.core.windows import DatasetParams, Integers, RowSpans
 from stages.errors import UserError
 
 LOG = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ _Tensor = tuple[np.dtype[Any], list[int], list[int]]  # its type, its shape, whe
 _TENSORS = ("row_offsets", "completion_starts", "token_ids")
 
 
-class SplitMetadata(ParameterModel):
+class SplitMetadata(ParamsModel):
     """What one split holds."""
 
     rows: int
@@ -60,14 +60,14 @@ class SplitMetadata(ParameterModel):
     """Of the split's file: metadata.json stands for the whole folder where a fingerprint is taken of it."""
 
 
-class DatasetMetadata(ParameterModel):
+class DatasetMetadata(ParamsModel):
     """What was made of which text: all that a reader of the token shards has to know."""
 
     vocabulary_size: int
     """How many tokens the vocabulary has."""
     eos_id: int
     """The id of <EOS>."""
-    parameters: DatasetParameters
+    parameters: DatasetParams
     """How its tokens become windows, and which targets carry loss."""
     splits: dict[Split, SplitMetadata]
     """Each split by its name."""

@@ -1,9 +1,6 @@
 """Send what runs could not send while their MLflow server was away, and mark the runs of killed processes."""
 
-from stages import command_line  # first, for a Ctrl-C while the others are imported
-
-# isort: split
-
+from stages import command_line
 from stages.tracking.runs import send_left_behind
 
 

@@ -13,7 +13,7 @@ from rich.text import Text
 from stages import command_line
 from stages.artifacts.metrics_json import read_json
 from stages.artifacts.provenance_json import MODEL_FOLDER, read_provenance
-from stages.report.metric_labels import FIGURES, figure_text, scored_rows
+from stages.report.metric_labels import METRIC_LABELS, format_metric, scored_rows
 from stages.tracking.workspace import run_name
 
 METRICS = (Path("metrics/evaluate.json"), Path("metrics/train.json"))
@@ -48,8 +48,8 @@ def made(metrics: dict[str, Any], committed: dict[str, Any]) -> list[tuple[str, 
         ("model", f"{MODEL_FOLDER}/"),
         ("scored on", scored_rows(metrics)),
         *(
-            (label, f"{figure_text(metrics[name]):<14}{change(metrics[name], committed.get(name))}")
-            for name, label in (FIGURES | TRAINING_FIGURES).items()
+            (label, f"{format_metric(metrics[name]):<14}{change(metrics[name], committed.get(name))}")
+            for name, label in (METRIC_LABELS | TRAINING_FIGURES).items()
             if name in metrics
         ),
         ("report", "metrics/report.html"),
@@ -62,7 +62,7 @@ def change(now: float, before: float | None) -> str:
     if before is None or now == before:
         return ""
     difference = now - before
-    return f"{'+' if difference > 0 else '-'}{figure_text(abs(difference))} since the last commit"
+    return f"{'+' if difference > 0 else '-'}{format_metric(abs(difference))} since the last commit"
 
 
 def committed_json(path: Path) -> dict[str, Any]:

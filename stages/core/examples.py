@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from stages.core.windows import (
-    DatasetParameters,
+    DatasetParams,
     Int64s,
     Integers,
     RowSpans,
@@ -23,7 +23,7 @@ class Examples:
     """Reads windows of a split, however it is packed."""
 
     def __init__(
-        self, token_ids: Integers, spans: RowSpans, parameters: DatasetParameters, context_length: int, eos_id: int
+        self, token_ids: Integers, spans: RowSpans, parameters: DatasetParams, context_length: int, eos_id: int
     ) -> None:
         """Take the split's tokens, which may be memory-mapped, and how they are cut and scored."""
         self.spans = spans
@@ -50,7 +50,7 @@ class Examples:
         moves = self._parameters.packing == "stream" and inputs >= 2 * self._context_length
         return self._context_length - 1 if moves else 0
 
-    def per_pass(self) -> int:
+    def examples_per_epoch(self) -> int:
         """Return the number of examples in one pass of training, the same for every offset."""
         return len(self.full_windows(self.largest_offset()))
 

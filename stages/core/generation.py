@@ -272,7 +272,7 @@ class _Decoder:
             yield chosen
             for row, token_id in chosen:
                 self.sequences[row].append(token_id)
-            self._sort_out({row for row, token_id in chosen if token_id == self.eos_id})
+            self._retire_finished({row for row, token_id in chosen if token_id == self.eos_id})
 
     def _read_prompts(self) -> Tensor:
         """Fill the cache; return the hidden states of the prompts' last tokens, [B, D]."""
@@ -298,7 +298,7 @@ class _Decoder:
         windows = [self.sequences[row][-self.window :] for row in self.sliding]
         return self.model.hidden_states(torch.tensor(windows, device=self.device))[:, -1]
 
-    def _sort_out(self, finished: set[int]) -> None:
+    def _retire_finished(self, finished: set[int]) -> None:
         """Drop what is finished; what no longer fits into the window leaves the cache."""
         self.sliding = [row for row in self.sliding if row not in finished]
         for place in reversed(range(len(self.cached))):

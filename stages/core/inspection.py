@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from stages.core.transformer import Transformer
 
 
-class Reading(NamedTuple):
+class Inspection(NamedTuple):
     """What happened at each token of a text, on the CPU."""
 
     attention: Tensor
@@ -31,7 +31,7 @@ class Reading(NamedTuple):
 
 
 @torch.inference_mode()
-def read_along(network: Transformer, token_ids: Sequence[int], likely: int) -> Reading:
+def inspect(network: Transformer, token_ids: Sequence[int], likely: int) -> Inspection:
     """Read a text whose next tokens are known.
 
     Args:
@@ -46,7 +46,7 @@ def read_along(network: Transformer, token_ids: Sequence[int], likely: int) -> R
     probabilities = network(input_ids)[0].float().softmax(dim=-1)  # [T, V]
     likely_probabilities, likely_ids = probabilities.topk(min(likely, probabilities.shape[-1]), dim=-1)
     target_probabilities = probabilities.gather(-1, targets[:, None])[:, 0]
-    return Reading(attention.float().cpu(), likely_ids.cpu(), likely_probabilities.cpu(), target_probabilities.cpu())
+    return Inspection(attention.float().cpu(), likely_ids.cpu(), likely_probabilities.cpu(), target_probabilities.cpu())
 
 
 @torch.inference_mode()

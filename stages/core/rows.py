@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from stages.core.vocabulary import TokenIds, Vocabulary
-from stages.core.windows import DatasetParameters
+from stages.core.windows import DatasetParams
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def count_scored(  # noqa: D417
     vocabulary: Vocabulary,
     texts: Sequence[str],
     rows: EncodedRows,
-    parameters: DatasetParameters,
+    parameters: DatasetParams,
     *,
     begins_split: bool,
 ) -> Scored:

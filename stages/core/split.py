@@ -6,7 +6,7 @@ from typing import Literal, Self, get_args
 
 import pydantic
 
-from stages.core.parameter_model import ParameterModel
+from stages.core.params_model import ParamsModel
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
@@ -14,7 +14,7 @@ SPLITS: tuple[Split, ...] = get_args(Split)
 _FRACTION_BITS = 53  # as many as a float holds exactly
 
 
-class SplitParameters(ParameterModel):
+class SplitParams(ParamsModel):
     """Which rows are held out: fractions of them, or what a column says."""
 
     validation: float = pydantic.Field(ge=0, lt=1)
@@ -36,7 +36,7 @@ class SplitParameters(ParameterModel):
         return self
 
 
-def splits_of(texts: Sequence[str], parameters: SplitParameters) -> list[Split]:
+def splits_of(texts: Sequence[str], parameters: SplitParams) -> list[Split]:
     """Give the split of each row, known by its text: its prompt, or its completion if the prompt is empty.
 
     Rows with the same text share a split. The result depends on the text, the seed and the fractions alone: it is the

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from stages.core.parameter_model import ParameterModel
+from stages.core.params_model import ParamsModel
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 # ---------------------------------------------------------------------------------------------------- configuration
 
 
-class ModelParameters(ParameterModel):
+class ModelParams(ParamsModel):
     """The section ``model`` of params.yaml: the network's shape, without the vocabulary.
 
     Raises:
@@ -99,7 +99,7 @@ class ModelParameters(ParameterModel):
         return self
 
 
-class TransformerConfig(ModelParameters):
+class TransformerConfig(ModelParams):
     """Everything that a model's shape depends on; saved beside its weights."""
 
     vocabulary_size: int = pydantic.Field(ge=1)

@@ -23,7 +23,7 @@ import pydantic
 import tiktoken
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from stages.core.parameter_model import ParameterModel
+from stages.core.params_model import ParamsModel
 from stages.errors import UserError
 
 EOS = "<EOS>"
@@ -50,7 +50,7 @@ _NEAREST = 3
 _SEARCHED_FOR_NEAREST = 100_000  # words; comparing with more would take longer than a user waits for a message
 
 
-class VocabularyParameters(ParameterModel):
+class VocabularyParams(ParamsModel):
     """What a token is."""
 
     tokenizer: TokenizerName
@@ -281,7 +281,7 @@ class Vocabulary:
         return UnusableTextError(f"{found}; {known}; {fix}", index)
 
 
-def build_vocabulary(parameters: VocabularyParameters, batches: Iterable[Sequence[str]]) -> Vocabulary:
+def build_vocabulary(parameters: VocabularyParams, batches: Iterable[Sequence[str]]) -> Vocabulary:
     """Build a vocabulary from training texts, which come in batches so that they need not fit into memory.
 
     Ids of words and characters are in the order of their first appearance; bpe's are the bytes, then the merges. Then

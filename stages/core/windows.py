@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pydantic
 
-from stages.core.parameter_model import ParameterModel
+from stages.core.params_model import ParamsModel
 from stages.errors import UserError
 
 IGNORE_INDEX = -100
@@ -24,7 +24,7 @@ Integers = npt.NDArray[np.integer[Any]]
 Int64s = npt.NDArray[np.int64]
 
 
-class DatasetParameters(ParameterModel):
+class DatasetParams(ParamsModel):
     """How token_ids become windows, and which targets carry loss."""
 
     packing: Literal["rows", "stream"]

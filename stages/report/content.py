@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from stages.core.inspection import Reading, principal_plane, read_along, spread
+from stages.core.inspection import Inspection, inspect, principal_plane, spread
 from stages.core.transformer import Transformer
 
 TEXTS = 6
@@ -32,7 +32,7 @@ class Text:
     expected: str
     answer: str
     exact: bool
-    reading: Reading
+    reading: Inspection
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Point:
 
 
 @dataclass(frozen=True)
-class Shown:
+class ReportContent:
     """Everything that the pictures and the report show."""
 
     texts: list[Text]
@@ -81,7 +81,7 @@ class Shown:
         return "; ".join(said)
 
 
-def read_text(
+def inspect_row(
     network: Transformer,
     parts: tuple[list[int], list[int]],
     expected: str,
@@ -93,7 +93,7 @@ def read_text(
     """Let the model read a row: its prompt and what follows it."""
     prompt, rest = parts
     token_ids = [*prompt, *rest][: min(TOKENS, network.config.context_length) + 1]
-    reading = read_along(network, token_ids, LIKELY)
+    reading = inspect(network, token_ids, LIKELY)
     learnt_start = len(prompt) if completions_only else 0
     return Text(token_ids, len(prompt), learnt_start, len(prompt) + len(rest), expected, answer, exact, reading)
 
@@ -107,7 +107,7 @@ def choose(exact: Sequence[bool]) -> list[int]:
     return sorted(chosen + right[: TEXTS - len(chosen)])
 
 
-def show(network: Transformer, texts: list[Text], labels: list[str], *, answers: bool) -> Shown:
+def show(network: Transformer, texts: list[Text], labels: list[str], *, answers: bool) -> ReportContent:
     """Choose what to show of a model that has read ``texts``."""
     config = network.config
     table = network.position_table.detach().cpu().float()
@@ -121,7 +121,7 @@ def show(network: Transformer, texts: list[Text], labels: list[str], *, answers:
         Point(labels[index], places[index][0], places[index][1], named is None or index in named) for index in shown
     ]
     layers, heads = spread(config.n_layers, LAYERS), spread(config.n_heads, HEADS)
-    return Shown(texts, answers, layers, heads, labels, points, positions, network)
+    return ReportContent(texts, answers, layers, heads, labels, points, positions, network)
 
 
 def _numbers(indices: list[int]) -> str:

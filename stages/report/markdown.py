@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from stages.report.metric_labels import FIGURES, figure_text, scored_rows
+from stages.report.metric_labels import METRIC_LABELS, format_metric, scored_rows
 
 SAMPLES = 3
 MOST_CHARACTERS = 120
@@ -19,7 +19,9 @@ def describe_run(metrics: Mapping[str, Any], samples: Sequence[tuple[str, str, s
         f"| figure | {GAP}value |",
         "|---|---:|",
     ]
-    lines += [f"| {label} | {figure_text(metrics[name])} |" for name, label in FIGURES.items() if name in metrics]
+    lines += [
+        f"| {label} | {format_metric(metrics[name])} |" for name, label in METRIC_LABELS.items() if name in metrics
+    ]
     if samples:
         lines += ["", "### Samples", "", f"| prompt{GAP} | expected{GAP} | completion{GAP} | |", "|---|---|---|---|"]
         lines += [

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-FIGURES = {
+METRIC_LABELS = {
     "loss": "loss, nats per token",
     "perplexity": "perplexity",
     "bits_per_byte": "bits per byte of text",
@@ -20,7 +20,7 @@ def scored_rows(metrics: Mapping[str, Any]) -> str:
     return f"{metrics['rows']:,} {metrics['split']} rows{note}"
 
 
-def figure_text(value: Any) -> str:
+def format_metric(value: Any) -> str:
     """Write a figure with as many digits as one compares."""
     if not isinstance(value, float):
         return f"{value:,}" if isinstance(value, int) else str(value)

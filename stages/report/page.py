@@ -13,15 +13,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from stages.report.content import Shown, Text
-from stages.report.metric_labels import FIGURES, figure_text, scored_rows
+from stages.report.content import ReportContent, Text
+from stages.report.metric_labels import METRIC_LABELS, format_metric, scored_rows
 
 TEMPLATE = Path(__file__).with_name("page.html")
 SCRIPT = Path(__file__).with_name("page.js")
 STYLE = Path(__file__).with_name("page.css")
 
 
-def render(shown: Shown, metrics: Mapping[str, Any]) -> str:
+def render(shown: ReportContent, metrics: Mapping[str, Any]) -> str:
     """Return the page; the same model and figures give the same text."""
     script, style = SCRIPT.read_text(encoding="utf-8"), STYLE.read_text(encoding="utf-8")
     config = shown.network.config
@@ -36,8 +36,8 @@ def render(shown: Shown, metrics: Mapping[str, Any]) -> str:
             f"context {config.context_length}, vocabulary {config.vocabulary_size:,}"
         ),
         figures="".join(
-            f"<div><dt>{html.escape(FIGURES[name])}</dt><dd>{html.escape(figure_text(metrics[name]))}</dd></div>"
-            for name in FIGURES
+            f"<div><dt>{html.escape(METRIC_LABELS[name])}</dt><dd>{html.escape(format_metric(metrics[name]))}</dd></div>"
+            for name in METRIC_LABELS
             if name in metrics
         ),
         limits=html.escape(f"To keep this page small it shows {shown.limits}." if shown.limits else ""),
@@ -57,7 +57,7 @@ def _json_in_html(values: Any) -> str:
     return text
 
 
-def _data(shown: Shown) -> dict[str, Any]:
+def _data(shown: ReportContent) -> dict[str, Any]:
     return {
         "answers": shown.answers,
         "layers": [layer + 1 for layer in shown.layers],
@@ -67,7 +67,7 @@ def _data(shown: Shown) -> dict[str, Any]:
     }
 
 
-def _text(shown: Shown, text: Text) -> dict[str, Any]:
+def _text(shown: ReportContent, text: Text) -> dict[str, Any]:
     tokens = [shown.labels[token_id] for token_id in text.token_ids]
     reading = text.reading
     return {

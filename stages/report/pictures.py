@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
-from stages.report.content import Shown, Text
+from stages.report.content import ReportContent, Text
 
 Curve = Sequence[tuple[float, float]]
 Confusion = tuple[str, str, int]
@@ -52,7 +52,7 @@ _STYLE: dict[Any, Any] = {
 }
 
 
-def model_pictures(shown: Shown) -> dict[str, bytes]:
+def model_pictures(shown: ReportContent) -> dict[str, bytes]:
     """Draw what is inside the model: file name -> PNG."""
     drawings: dict[str, Callable[[], Figure]] = {
         "token_embeddings.png": partial(_embeddings, shown),
@@ -104,7 +104,7 @@ def _png(figure: Figure) -> bytes:
     return file.getvalue()
 
 
-def _attention(shown: Shown, text: Text) -> Figure:
+def _attention(shown: ReportContent, text: Text) -> Figure:
     """Draw a heat map for each layer (down) and head (across)."""
     layers, heads = shown.layers[:LAYERS], shown.heads[:HEADS]
     tokens = min(TOKENS, len(text.token_ids) - 1)
@@ -139,7 +139,7 @@ def _attention(shown: Shown, text: Text) -> Figure:
     return figure
 
 
-def _next_tokens(shown: Shown, text: Text) -> Figure:
+def _next_tokens(shown: ReportContent, text: Text) -> Figure:
     """Draw a table: at each step the token read, the true next one, and the likeliest with their probabilities."""
     reading = text.reading
     steps = min(TOKENS, len(text.token_ids) - 1)
@@ -173,7 +173,7 @@ def _next_tokens(shown: Shown, text: Text) -> Figure:
     return figure
 
 
-def _embeddings(shown: Shown) -> Figure:
+def _embeddings(shown: ReportContent) -> Figure:
     figure = Figure(figsize=(6.2, 4.6), layout="constrained")
     axes: Axes = figure.subplots()
     axes.set_title("Token embeddings, in the two directions in which they differ most")
@@ -189,7 +189,7 @@ def _embeddings(shown: Shown) -> Figure:
     return figure
 
 
-def _positions(shown: Shown) -> Figure:
+def _positions(shown: ReportContent) -> Figure:
     table = shown.positions[:POSITIONS].numpy()
     figure = Figure(figsize=(6.2, 3.6), layout="constrained")
     axes: Axes = figure.subplots()

@@ -60,7 +60,7 @@ class Outbox:
         """Begin an outbox; ``store`` tells which server or file it belongs to, and holds no secret."""
         folder = project_root() / FOLDER / uuid.uuid4().hex
         outbox = cls(FileLock(folder / "lock", thread_local=False), store)
-        outbox._lay()
+        outbox._create()
         return outbox
 
     @classmethod
@@ -99,26 +99,26 @@ class Outbox:
 
     def touch(self) -> None:
         """Show that the run's process lives."""
-        self._lay()
+        self._create()
         os.utime(self._folder)
 
     def keep(self, points: Sequence[Point]) -> None:
         """Add points, to be sent another time."""
         lines = "".join(json.dumps(point) + "\n" for point in points)
-        self._lay()
+        self._create()
         with self._adding, self._points.open("a", encoding="utf-8") as file:
             file.write(lines)
 
     def keep_file(self, path: Path) -> None:
         """Add a copy of a file, to be sent another time."""
-        self._lay()
+        self._create()
         copy = self._files / path
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(path, copy)
 
     def keep_end(self, status: str) -> None:
         """Add how the run ended, and when."""
-        self._lay()
+        self._create()
         self._end.write_text(json.dumps([status, _now()]), encoding="utf-8")
 
     def send_points(self, send: Send) -> int:
@@ -163,7 +163,7 @@ class Outbox:
         shutil.rmtree(self._folder, ignore_errors=True)
         self._lock.release()
 
-    def _lay(self) -> None:
+    def _create(self) -> None:
         """Make the folder where it is not there: at first, and where a person deletes it under a training."""
         store = self._folder / "store"
         with self._adding:

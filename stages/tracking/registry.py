@@ -14,7 +14,7 @@ from stages.artifacts.provenance_json import MODEL_FOLDER
 from stages.artifacts.vocabulary_json import VOCABULARY_FILE
 from stages.tracking.run_tags import MODEL_NAME
 from stages.tracking.served_model import SIGNATURE
-from stages.tracking.store import one_at_a_time, told
+from stages.tracking.store import one_at_a_time, store_errors
 from stages.tracking.workspace import tracking_uri
 
 SERVED_MODEL = Path("stages/tracking/served_model.py")
@@ -44,7 +44,7 @@ def log_model(run: Run, prompt: str, register_as: str | None, *, required: bool 
     Raises:
         UserError: the store cannot be used, and is required.
     """
-    with told(required=required):
+    with store_errors(required=required):
         _log_model(run, prompt, register_as)
 
 

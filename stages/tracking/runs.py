@@ -22,7 +22,7 @@ from stages.errors import UserError
 from stages.parameters import read_all
 from stages.tracking.outbox import Outbox, Point, Sender
 from stages.tracking.run_tags import FINGERPRINT_TAG, name_run, run_parameters, run_tags, way_back
-from stages.tracking.store import connect, failure, find_experiment, one_at_a_time, store_hash, told
+from stages.tracking.store import connect, failure, find_experiment, one_at_a_time, store_errors, store_hash
 from stages.tracking.workspace import remember_run_name
 
 EVALUATION_TAG = "evaluation_fingerprint"
@@ -117,7 +117,7 @@ def start_training_run(
     Raises:
         UserError: the store cannot be used, and is required.
     """
-    with told(required=required):
+    with store_errors(required=required):
         client, experiment_id = _open_store()
         if run_id is not None:
             try:
@@ -132,7 +132,7 @@ def start_training_run(
     return UnrecordedRun()
 
 
-@told("`python -m stages.commands.send_metrics`")
+@store_errors("`python -m stages.commands.send_metrics`")
 def send_left_behind() -> list[str]:
     """Send what earlier runs could not, end the runs of killed processes, and return what was done, in words.
 
@@ -171,7 +171,7 @@ def log_evaluation(
     Raises:
         UserError: the store cannot be used, and is required.
     """
-    with told(required=required):
+    with store_errors(required=required):
         client, experiment_id = _open_store()
         run, outbox = _newest_run(client, experiment_id, f"tags.{FINGERPRINT_TAG} = '{model.fingerprint}'"), None
         if run is None:

@@ -41,7 +41,7 @@ _LONGEST_ANSWER = 500  # characters: a proxy may answer with a whole page
 
 
 @contextmanager
-def told(then: str = REPEAT, *, required: bool = True) -> Iterator[None]:
+def store_errors(then: str = REPEAT, *, required: bool = True) -> Iterator[None]:
     """Tell what goes wrong with the store as an error that a user can put right.
 
     Args:
@@ -90,7 +90,7 @@ def one_at_a_time() -> FileLock:
     return FileLock(project_root() / "mlflow.db.lock")
 
 
-@told()
+@store_errors()
 def check_store() -> None:
     """See that the store can be used, before work is done that it is to record.
 
@@ -100,7 +100,7 @@ def check_store() -> None:
     connect()
 
 
-@told("`make ui`")
+@store_errors("`make ui`")
 def keep_view(key: str, view: str) -> str:
     """Keep a view of MLflow's list of runs with the project's experiment, whose id is returned.
 

@@ -52,7 +52,7 @@ class CheckpointFolder:
         self._run = self.path / "run"
 
     @contextmanager
-    def held(self) -> Iterator[None]:
+    def locked(self) -> Iterator[None]:
         """Keep every other process from training with the same inputs; the lock ends with the process, however it ends.
 
         Raises:

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from stages.core.examples import Examples
 from stages.core.windows import IGNORE_INDEX, Windows
 from stages.errors import UserError
-from stages.training.optimization import TrainParameters
+from stages.training.optimization import TrainParams
 
 
 class Batch(NamedTuple):
@@ -62,11 +62,13 @@ class TrainingBatches(Dataset[Batch]):
 
     def _read_step(self, step: int) -> tuple[torch.Tensor, torch.Tensor, int]:
         """Read the whole step, as every device needs the number of targets in all of it."""
-        per_pass = self._plan.examples
+        examples_per_epoch = self._plan.examples
         first, end = step * self._plan.batch_size, (step + 1) * self._plan.batch_size
         pieces = [
-            self._pass(which).select(slice(max(first - which * per_pass, 0), end - which * per_pass))
-            for which in range(first // per_pass, (end - 1) // per_pass + 1)
+            self._pass(which).select(
+                slice(max(first - which * examples_per_epoch, 0), end - which * examples_per_epoch)
+            )
+            for which in range(first // examples_per_epoch, (end - 1) // examples_per_epoch + 1)
         ]
         windows = Windows(
             np.concatenate([piece.starts for piece in pieces]),
@@ -132,13 +134,13 @@ class TrainingPlan:
     """Optimiser steps."""
 
     @property
-    def steps_per_pass(self) -> int:
+    def steps_per_epoch(self) -> int:
         """Return the steps that one pass over the examples takes, to the nearest whole step."""
         return max(1, round(self.examples / self.batch_size))
 
 
 def plan_training(
-    examples: int, parameters: TrainParameters, micro_batch_size: int | None, world_size: int
+    examples: int, parameters: TrainParams, micro_batch_size: int | None, world_size: int
 ) -> TrainingPlan:
     """Cut the global batch into what each device computes at once.
 

@@ -21,9 +21,9 @@ from stages.training.checkpoints import CheckpointFolder, Checkpoints, VerifiedC
 from stages.training.data_module import TokenDataModule, plan_training
 from stages.training.history import BestWeights, Curves, Log, TrainingHistory
 from stages.training.lightning_module import LanguageModel
-from stages.training.optimization import TrainParameters
+from stages.training.optimization import TrainParams
 from stages.training.progress import progress_callback
-from stages.training.runtime import RuntimeParameters, keep_freed_memory
+from stages.training.runtime import RuntimeParams, keep_freed_memory
 
 LOG = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ class Trained:
 
     steps: int
     """Optimiser steps done."""
-    passes: float
+    epochs: float
     """Passes over the training examples."""
     best_step: int
     """The step whose weights were kept."""
@@ -45,8 +45,8 @@ def fit(
     network: Transformer,
     training: Examples,
     validation: Examples | None,
-    parameters: TrainParameters,
-    runtime: RuntimeParameters,
+    parameters: TrainParams,
+    runtime: RuntimeParams,
     log: Log,
     checkpoints: CheckpointFolder | None = None,
     *,
@@ -69,14 +69,14 @@ def fit(
             out, or the loss is infinite or not a number.
         Stopped: a signal asked the training to end.
     """
-    _quieten()
+    _silence_warnings()
     runtime.limit_threads()
     keep_freed_memory()
     # On a GPU, whose operations are to be deterministic, torch would write each new tensor once before it is computed.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # torch makes it at run time
     runtime.torch_device()  # tells of an absent accelerator, each in the same words
     machine = _machine(runtime, parameters)
-    plan = plan_training(training.per_pass(), parameters, runtime.micro_batch_size, _world_size(machine))
+    plan = plan_training(training.examples_per_epoch(), parameters, runtime.micro_batch_size, _world_size(machine))
     history = TrainingHistory(plan, log)
     best = BestWeights()
     callbacks: list[lightning.Callback] = [history]
@@ -98,7 +98,7 @@ def fit(
         gradient_clip_val=parameters.gradient_clip or None,
         enable_progress_bar=False,  # progress_callback shows where it stands
         limit_val_batches=0 if validation is None else 1.0,
-        val_check_interval=min(parameters.validate_every or plan.steps_per_pass, plan.steps) * plan.micro_batches,
+        val_check_interval=min(parameters.validate_every or plan.steps_per_epoch, plan.steps) * plan.micro_batches,
     )
     LOG.info("training on %s, with %d threads: %s", trainer.strategy.root_device, torch.get_num_threads(), plan)
     if not quiet and trainer.is_global_zero and _imitates_bfloat16(trainer.strategy.root_device, parameters):
@@ -114,7 +114,7 @@ def fit(
         f"{plan.micro_batch_size} examples at once are too many: lower runtime.micro_batch_size in params.yaml, which changes "
         "no result; `dvc repro` goes on from the last checkpoint"
     )
-    with told_out_of_memory(smaller):
+    with memory_errors(smaller):
         trainer.fit(module, datamodule=data, ckpt_path=newest, weights_only=True)
         if trainer.interrupted:
             raise KeyboardInterrupt
@@ -127,7 +127,7 @@ def fit(
 
 
 @contextmanager
-def told_out_of_memory(fix: str) -> Iterator[None]:
+def memory_errors(fix: str) -> Iterator[None]:
     """Tell in a line that memory ran out, on any device, and what helps.
 
     Raises:
@@ -142,7 +142,7 @@ def told_out_of_memory(fix: str) -> Iterator[None]:
         raise UserError(f"out of memory: {fix} ({str(error).splitlines()[0]})") from None
 
 
-def _machine(runtime: RuntimeParameters, parameters: TrainParameters) -> dict[str, Any]:
+def _machine(runtime: RuntimeParams, parameters: TrainParams) -> dict[str, Any]:
     """Return the Trainer's settings that say on what it computes, and how quietly."""
     return {
         "accelerator": runtime.accelerator,
@@ -177,11 +177,11 @@ def _world_size(machine: dict[str, Any]) -> int:
     return trainer.world_size
 
 
-def _imitates_bfloat16(device: torch.device, parameters: TrainParameters) -> bool:
+def _imitates_bfloat16(device: torch.device, parameters: TrainParams) -> bool:
     return device.type == "cpu" and parameters.precision.startswith("bf16") and not CPU_COMPUTES_BFLOAT16
 
 
-def _quieten() -> None:
+def _silence_warnings() -> None:
     """Silence what Lightning says of choices that were made on purpose, unless all is to be logged."""
     if LOG.isEnabledFor(logging.INFO):
         return

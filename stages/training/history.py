@@ -104,7 +104,7 @@ class TrainingHistory(lightning.Callback):
     def _add_point(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         assert isinstance(pl_module, LanguageModel)  # noqa: S101 - tells the type checker
         step = trainer.global_step
-        nats = pl_module.take_nats()
+        nats = pl_module.pop_step_losses()
         loss = float(nats.sum()) / max(1, self._scored)
         if not math.isfinite(loss):
             first_bad = int(torch.isfinite(nats).logical_not().nonzero()[0])

@@ -11,19 +11,19 @@ from stages.core.loss import summed_loss
 from stages.core.transformer import Transformer
 from stages.core.windows import IGNORE_INDEX
 from stages.training.data_module import Batch, TrainingPlan
-from stages.training.optimization import TrainParameters, build_optimizer, learning_rate_factor
+from stages.training.optimization import TrainParams, build_optimizer, learning_rate_factor
 
 
 class LanguageModel(lightning.LightningModule):
     """Next-token prediction with any Transformer."""
 
-    def __init__(self, network: Transformer, parameters: TrainParameters, plan: TrainingPlan) -> None:
+    def __init__(self, network: Transformer, parameters: TrainParams, plan: TrainingPlan) -> None:
         super().__init__()
         self.network = network
         self._optimization = parameters
         self._plan = plan
         self._compiled_loss = torch.compile(self._eager_loss, dynamic=False) if parameters.compile else None
-        # The losses since the last call of take_nats: of each micro-batch of this device, and of each step before the last
+        # The losses since the last call of pop_step_losses: of each micro-batch of this device, and of each step before the last
         # checkpoint, over all devices.
         self._nats: list[torch.Tensor] = []
         self._nats_before = torch.zeros(0, dtype=torch.double)
@@ -40,7 +40,7 @@ class LanguageModel(lightning.LightningModule):
         shares = self._plan.micro_batches * self.trainer.world_size
         return nats * (shares / max(1, batch.scored_in_step))
 
-    def take_nats(self) -> torch.Tensor:
+    def pop_step_losses(self) -> torch.Tensor:
         """Return the summed loss of each step since the last call, over all devices, in nats: double [steps], on the CPU."""
         nats = torch.stack(self._nats) if self._nats else torch.zeros(0)
         steps = self._sum_over_devices(nats).reshape(-1, self._plan.micro_batches).sum(1)
@@ -49,8 +49,8 @@ class LanguageModel(lightning.LightningModule):
         return taken
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Save the losses since the last call of ``take_nats``, as sums in which devices and micro-batches do not show."""
-        checkpoint["nats"] = self._nats_before = self.take_nats()
+        """Save the losses since the last call of ``pop_step_losses``, as sums in which devices and micro-batches do not show."""
+        checkpoint["nats"] = self._nats_before = self.pop_step_losses()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Go on with the losses of the steps before, whatever number of devices they were computed on."""

@@ -8,13 +8,13 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from stages.core.parameter_model import ParameterModel
+from stages.core.params_model import ParamsModel
 
 NonNegative = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
 
 
-class TrainParameters(ParameterModel):
+class TrainParams(ParamsModel):
     """How the weights are learnt."""
 
     seed: Annotated[int, Field(ge=0, lt=2**32)]
@@ -72,7 +72,7 @@ class TrainParameters(ParameterModel):
         return math.ceil(self.epochs * examples / self.batch_size)
 
 
-def learning_rate_factor(step: int, parameters: TrainParameters, total_steps: int) -> float:
+def learning_rate_factor(step: int, parameters: TrainParams, total_steps: int) -> float:
     """Return the learning rate of one step as a fraction of its peak.
 
     Args:
@@ -95,7 +95,7 @@ def learning_rate_factor(step: int, parameters: TrainParameters, total_steps: in
             return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def build_optimizer(network: nn.Module, parameters: TrainParameters) -> torch.optim.Optimizer:
+def build_optimizer(network: nn.Module, parameters: TrainParams) -> torch.optim.Optimizer:
     """Build the optimiser, fused where it can be, with weight decay on matrices alone."""
     trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
     groups = [

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from stages.core.parameter_model import ParameterModel
+from stages.core.params_model import ParamsModel
 from stages.errors import UserError
 
 Count = Annotated[int, Field(ge=1)]
@@ -17,7 +17,7 @@ _TRIM_THRESHOLD = -1
 _MMAP_MAX = -4
 
 
-class RuntimeParameters(ParameterModel):
+class RuntimeParams(ParamsModel):
     """Settings of the machine at hand. Changing one reruns nothing: results are defined by the other sections."""
 
     accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps", "tpu"]

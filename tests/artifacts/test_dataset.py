@@ -16,7 +16,7 @@ from stages.artifacts.token_shards import (
     open_shard_writer,
     shard_path,
 )
-from stages.core.windows import DatasetParameters
+from stages.core.windows import DatasetParams
 from stages.errors import UserError
 from stages.training.data_module import TrainingBatches, plan_training
 from tests.training.conftest import train_parameters
@@ -37,7 +37,7 @@ def test_batches_travel_to_another_process_without_their_tokens(
     metadata = DatasetMetadata(
         vocabulary_size=11,
         eos_id=10,
-        parameters=DatasetParameters(packing="stream", loss_on="all", stride=None),
+        parameters=DatasetParams(packing="stream", loss_on="all", stride=None),
         splits={
             "train": SplitMetadata(rows=1, tokens=TOKENS, scored_tokens=TOKENS - 1, scored_bytes=0, sha256="0"),
             "validation": SplitMetadata(rows=0, tokens=0, scored_tokens=0, scored_bytes=0, sha256="0"),
@@ -46,7 +46,7 @@ def test_batches_travel_to_another_process_without_their_tokens(
     assert open_examples("validation", metadata, CONTEXT_LENGTH) is None
     examples = open_examples("train", metadata, CONTEXT_LENGTH)
     assert examples is not None
-    plan = plan_training(examples.per_pass(), train_parameters(), None, 1)
+    plan = plan_training(examples.examples_per_epoch(), train_parameters(), None, 1)
     batches = TrainingBatches(examples, plan, rank=0)
     first = batches[0]
     pickled = pickle.dumps(batches)

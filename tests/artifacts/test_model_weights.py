@@ -8,11 +8,11 @@ from stages.artifacts import model_weights
 from stages.artifacts.model_weights import SavedModel, read_model, write_model
 from stages.artifacts.provenance_json import MODEL_FOLDER, Provenance, md5, read_provenance
 from stages.artifacts.vocabulary_json import VOCABULARY_FILE, write_vocabulary
-from stages.core.vocabulary import VocabularyParameters, build_vocabulary
+from stages.core.vocabulary import VocabularyParams, build_vocabulary
 from stages.errors import UserError
 from tests.training.conftest import network
 
-CHARACTERS = VocabularyParameters(tokenizer="character", size=8000, unknown_token=False)
+CHARACTERS = VocabularyParams(tokenizer="character", size=8000, unknown_token=False)
 
 
 class Killed(BaseException):

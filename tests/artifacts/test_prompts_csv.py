@@ -8,13 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stages.artifacts import prompts_csv
-from stages.artifacts.prompts_csv import DataParameters, PromptChunk, read_prompts
-from stages.core.split import Split, SplitParameters, splits_of
+from stages.artifacts.prompts_csv import DataParams, PromptChunk, read_prompts
+from stages.core.split import Split, SplitParams, splits_of
 from stages.errors import UserError
 
 SHARED_DATA = Path(__file__).parents[2].parent / "shared" / "data"
-NOTHING_HELD_OUT = SplitParameters(validation=0.0, test=0.0, seed=0, column=None)
-HALF_HELD_OUT = SplitParameters(validation=0.3, test=0.2, seed=0, column=None)
+NOTHING_HELD_OUT = SplitParams(validation=0.0, test=0.0, seed=0, column=None)
+HALF_HELD_OUT = SplitParams(validation=0.3, test=0.2, seed=0, column=None)
 CELL = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0\r")) | st.sampled_from(
     ["NA", "null", "None", "nan", "007", "1.50", '"', '""', ",", "\n", " ", "TRUE", "#", "=1", "\ufeff"]
 )
@@ -29,8 +29,8 @@ def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.chdir(tmp_path)
 
 
-def data(path: Path | str, prompt: str = "prompt", completion: str | None = "completion") -> DataParameters:
-    return DataParameters(csv=str(path), prompt_column=prompt, completion_column=completion)
+def data(path: Path | str, prompt: str = "prompt", completion: str | None = "completion") -> DataParams:
+    return DataParams(csv=str(path), prompt_column=prompt, completion_column=completion)
 
 
 def rows(chunks: Iterator[PromptChunk]) -> list[tuple[str, str]]:
@@ -47,7 +47,7 @@ def splits(chunks: Iterator[PromptChunk]) -> dict[str, Split]:
     return {prompt: split for chunk in chunks for prompt, split in zip(chunk.prompts, chunk.splits, strict=True)}
 
 
-def read_bytes(content: bytes, split: SplitParameters = NOTHING_HELD_OUT) -> list[tuple[str, str]]:
+def read_bytes(content: bytes, split: SplitParams = NOTHING_HELD_OUT) -> list[tuple[str, str]]:
     Path("prompts.csv").write_bytes(content)
     return rows(read_prompts(data("prompts.csv"), split))
 
@@ -204,7 +204,7 @@ def test_a_folder_whose_names_do_not_say_the_splits_is_refused() -> None:
 
 
 def test_a_column_says_the_splits() -> None:
-    by_column = SplitParameters(validation=0.9, test=0.0, seed=0, column="part")
+    by_column = SplitParams(validation=0.9, test=0.0, seed=0, column="part")
     Path("p.csv").write_text("prompt,part,completion\na,train,x\nb,test,x\nc,validation,x\n")
     assert splits(read_prompts(data("p.csv"), by_column)) == {"a": "train", "b": "test", "c": "validation"}
     Path("p.csv").write_text("prompt,part,completion\na,train,x\nb,dev,x\n")
@@ -221,7 +221,7 @@ def test_nothing_left_to_train_on_names_the_fractions() -> None:
     with pytest.raises(
         UserError, match=r"no row to train on, of 1: split.validation \(0.9999\) and split.test \(0.0\)"
     ):
-        read_bytes(b"prompt,completion\na,b\n", SplitParameters(validation=0.9999, test=0.0, seed=0, column=None))
+        read_bytes(b"prompt,completion\na,b\n", SplitParams(validation=0.9999, test=0.0, seed=0, column=None))
 
 
 def test_parts_know_their_places() -> None:

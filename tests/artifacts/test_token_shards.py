@@ -17,13 +17,13 @@ from stages.artifacts.token_shards import (
     start_writing,
     write_metadata,
 )
-from stages.core.windows import DatasetParameters
+from stages.core.windows import DatasetParams
 from stages.errors import UserError
 
 METADATA = DatasetMetadata(
     vocabulary_size=5,
     eos_id=4,
-    parameters=DatasetParameters(packing="rows", loss_on="all", stride=None),
+    parameters=DatasetParams(packing="rows", loss_on="all", stride=None),
     splits={"train": SplitMetadata(rows=2, tokens=12, scored_tokens=10, scored_bytes=25, sha256="0")},
 )
 

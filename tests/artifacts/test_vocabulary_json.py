@@ -8,7 +8,7 @@ import transformers
 from tokenizers import Tokenizer
 
 from stages.artifacts.vocabulary_json import read_vocabulary, write_vocabulary
-from stages.core.vocabulary import TokenizerName, VocabularyParameters, build_vocabulary
+from stages.core.vocabulary import TokenizerName, VocabularyParams, build_vocabulary
 from stages.errors import UserError
 
 TEXTS = ["what is CNN", "Great", "the then there <b> \n\n été 2002"]
@@ -17,9 +17,9 @@ WRITE_BPE = """
 import sys
 from pathlib import Path
 from stages.artifacts.vocabulary_json import write_vocabulary
-from stages.core.vocabulary import VocabularyParameters, build_vocabulary
+from stages.core.vocabulary import VocabularyParams, build_vocabulary
 texts = [f"{n} {n * n} the quick brown fox {chr(192 + n % 300)}" for n in range(3000)]
-parameters = VocabularyParameters(tokenizer="bpe", size=600, unknown_token=False)
+parameters = VocabularyParams(tokenizer="bpe", size=600, unknown_token=False)
 write_vocabulary(build_vocabulary(parameters, [texts[:1000], texts[1000:]]), Path(sys.argv[1]))
 """
 
@@ -27,7 +27,7 @@ write_vocabulary(build_vocabulary(parameters, [texts[:1000], texts[1000:]]), Pat
 @pytest.mark.parametrize("name", ["word", "character", "bpe"])
 def test_it_round_trips_and_opens_with_other_libraries(tmp_path: Path, name: TokenizerName) -> None:
     path = tmp_path / "vocabulary.json"
-    vocabulary = build_vocabulary(VocabularyParameters(tokenizer=name, size=280, unknown_token=False), [TEXTS])
+    vocabulary = build_vocabulary(VocabularyParams(tokenizer=name, size=280, unknown_token=False), [TEXTS])
     write_vocabulary(vocabulary, path)
     read = read_vocabulary(path)
     assert (read.name, read.size, read.eos_id, read.unknown_id) == (name, vocabulary.size, vocabulary.eos_id, None)

@@ -10,13 +10,13 @@ from selenium.webdriver.support.select import Select
 
 from stages.report.page import render
 from tests.browser.conftest import Browser
-from tests.report.conftest import METRICS, make_shown
+from tests.report.conftest import METRICS, make_content
 
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory: pytest.TempPathFactory) -> str:
     path: Path = tmp_path_factory.mktemp("report") / "report.html"
-    path.write_text(render(make_shown(), METRICS), encoding="utf-8")
+    path.write_text(render(make_content(), METRICS), encoding="utf-8")
     return path.as_uri()
 
 
@@ -92,7 +92,7 @@ def test_where_the_model_was_wrong_leads_there(report: Browser) -> None:
 
 def test_what_was_not_taught_is_not_called_wrong(browser: Browser, tmp_path: Path) -> None:
     path = tmp_path / "report.html"
-    path.write_text(render(make_shown(completions_only=True), METRICS), encoding="utf-8")
+    path.write_text(render(make_content(completions_only=True), METRICS), encoding="utf-8")
     browser.get(path.as_uri())
     assert browser.find_elements(By.CSS_SELECTOR, "#tokens .missed.completion")
     assert not browser.find_elements(By.CSS_SELECTOR, "#tokens .missed:not(.completion)")

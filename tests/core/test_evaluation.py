@@ -40,7 +40,7 @@ def test_scores_do_not_depend_on_how_many_are_scored_at_once(monkeypatch: pytest
     targets = torch.randint(11, (3, 7))
     targets[1, 2:] = -100
     whole = score_tokens(hidden, output, targets)
-    monkeypatch.setattr(evaluation, "_MOST_LOGITS", 40)
+    monkeypatch.setattr("stages.core.evaluation._MOST_LOGITS", 40)
     pieces = score_tokens(hidden, output, targets)
     torch.testing.assert_close(pieces.nats, whole.nats)
     assert torch.equal(pieces.predictions, whole.predictions)

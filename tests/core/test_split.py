@@ -5,13 +5,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages.core.split import SplitParameters, splits_of
+from stages.core.split import SplitParams, splits_of
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]))
 
 
-def parameters(validation: float = 0.2, test: float = 0.1, seed: int = 0) -> SplitParameters:
-    return SplitParameters(validation=validation, test=test, seed=seed, column=None)
+def parameters(validation: float = 0.2, test: float = 0.1, seed: int = 0) -> SplitParams:
+    return SplitParams(validation=validation, test=test, seed=seed, column=None)
 
 
 def test_fractions_are_kept() -> None:

@@ -11,11 +11,11 @@ from stages.core.vocabulary import (
     TokenizerName,
     UnusableTextError,
     Vocabulary,
-    VocabularyParameters,
+    VocabularyParams,
     build_vocabulary,
     split_words,
 )
-from stages.core.windows import DatasetParameters
+from stages.core.windows import DatasetParams
 from stages.errors import UserError
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]))
@@ -26,7 +26,7 @@ SEED_TEXTS = ["what is CNN", "Great", "CNN is what", "Great"]
 def build(
     name: TokenizerName, texts: list[str] = SEED_TEXTS, *, size: int = 300, unknown_token: bool = False
 ) -> Vocabulary:
-    return build_vocabulary(VocabularyParameters(tokenizer=name, size=size, unknown_token=unknown_token), [texts])
+    return build_vocabulary(VocabularyParams(tokenizer=name, size=size, unknown_token=unknown_token), [texts])
 
 
 BPE = build("bpe", [*SEED_TEXTS, "the there then aaaa <EOS> 2002 été"], size=320)
@@ -186,7 +186,7 @@ def test_scored_targets_and_the_bytes_that_they_stand_for(
     packing: str, loss_on: str, *, begins_split: bool, expected: Scored
 ) -> None:
     texts = ["ab cd", "é", "  ef", "", "", "g"]
-    parameters = DatasetParameters.model_validate({"packing": packing, "loss_on": loss_on, "stride": None})
+    parameters = DatasetParams.model_validate({"packing": packing, "loss_on": loss_on, "stride": None})
     vocabulary = build("word", texts)
     rows = encode_rows(vocabulary, texts)
     assert count_scored(vocabulary, texts, rows, parameters, begins_split=begins_split) == expected
@@ -195,7 +195,7 @@ def test_scored_targets_and_the_bytes_that_they_stand_for(
 @given(st.lists(st.tuples(TEXT, TEXT).filter(any), min_size=1))
 def test_bytes_of_a_stream_do_not_depend_on_the_vocabulary(pairs: list[tuple[str, str]]) -> None:
     texts = [text for pair in pairs for text in pair]
-    parameters = DatasetParameters(packing="stream", loss_on="all", stride=None)
+    parameters = DatasetParams(packing="stream", loss_on="all", stride=None)
     counted = {
         count_scored(vocabulary, texts, encode_rows(vocabulary, texts), parameters, begins_split=False).bytes
         for vocabulary in (build("character", texts), BPE)

@@ -6,29 +6,29 @@ from pathlib import Path
 import pytest
 import torch
 
-from stages.artifacts.prompts_csv import DataParameters
-from stages.core.parameter_model import ParameterModel
-from stages.core.split import SplitParameters
-from stages.core.transformer import ModelParameters, Transformer, TransformerConfig
-from stages.core.vocabulary import VocabularyParameters
-from stages.core.windows import DatasetParameters
-from stages.evaluate import EvaluateParameters
+from stages.artifacts.prompts_csv import DataParams
+from stages.core.params_model import ParamsModel
+from stages.core.split import SplitParams
+from stages.core.transformer import ModelParams, Transformer, TransformerConfig
+from stages.core.vocabulary import VocabularyParams
+from stages.core.windows import DatasetParams
+from stages.evaluate import EvaluateParams
 from stages.parameters import read_all, read_section
-from stages.training.optimization import TrainParameters
-from stages.training.runtime import RuntimeParameters
+from stages.training.optimization import TrainParams
+from stages.training.runtime import RuntimeParams
 
 ROOT = Path(__file__).parents[2]
 PRESETS = sorted((ROOT / "presets").glob("*.yaml"))
 TOY = ROOT / "presets" / "toy.yaml"
-SECTIONS: dict[str, type[ParameterModel]] = {
-    "data": DataParameters,
-    "split": SplitParameters,
-    "vocabulary": VocabularyParameters,
-    "dataset": DatasetParameters,
-    "model": ModelParameters,
-    "train": TrainParameters,
-    "evaluate": EvaluateParameters,
-    "runtime": RuntimeParameters,
+SECTIONS: dict[str, type[ParamsModel]] = {
+    "data": DataParams,
+    "split": SplitParams,
+    "vocabulary": VocabularyParams,
+    "dataset": DatasetParams,
+    "model": ModelParams,
+    "train": TrainParams,
+    "evaluate": EvaluateParams,
+    "runtime": RuntimeParams,
 }
 KEY_WITH_COMMENT = re.compile(r"^  # \S.*\n  (\w+):", re.MULTILINE)
 KEY = re.compile(r"^  (\w+):", re.MULTILINE)
@@ -81,8 +81,8 @@ def test_a_preset_says_its_name(preset: Path) -> None:
 def test_gpt2_has_the_size_of_gpt2() -> None:
     """124 million parameters, as its name promises; on no device, for speed."""
     preset = ROOT / "presets" / "gpt2.yaml"
-    size = read_section("vocabulary", VocabularyParameters, preset).size
-    shape = read_section("model", ModelParameters, preset).model_dump()
+    size = read_section("vocabulary", VocabularyParams, preset).size
+    shape = read_section("model", ModelParams, preset).model_dump()
     with torch.device("meta"):
         network = Transformer(TransformerConfig(vocabulary_size=size, **shape))
     parameters = sum(parameter.numel() for parameter in network.parameters())
@@ -93,7 +93,7 @@ def test_gpt2_has_the_size_of_gpt2() -> None:
 def test_gpt2_shares_its_batch_evenly() -> None:
     """The micro-batches make up the global batch on 1, 2, 4 and 8 devices."""
     preset = ROOT / "presets" / "gpt2.yaml"
-    batch = read_section("train", TrainParameters, preset).batch_size
-    micro_batch = read_section("runtime", RuntimeParameters, preset).micro_batch_size
+    batch = read_section("train", TrainParams, preset).batch_size
+    micro_batch = read_section("runtime", RuntimeParams, preset).micro_batch_size
     assert micro_batch is not None
     assert all(batch % (micro_batch * devices) == 0 for devices in (1, 2, 4, 8))

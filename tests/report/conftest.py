@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from stages.core.transformer import Transformer, TransformerConfig
-from stages.core.vocabulary import Vocabulary, VocabularyParameters, build_vocabulary
-from stages.report.content import Shown, read_text, show
+from stages.core.vocabulary import Vocabulary, VocabularyParams, build_vocabulary
+from stages.report.content import ReportContent, inspect_row, show
 from stages.report.token_labels import token_labels
 
 HOSTILE = '<script>document.title="run"</script> $x_1^2$ & </textarea>'
@@ -13,16 +13,16 @@ TEXTS = [("what is CNN", "Great"), (HOSTILE, "<b>no</b>"), ("", "Great")]
 METRICS = {"split": "test", "rows": 3, "tokens": 20, "loss": 1.5, "perplexity": 4.4817, "next_token_accuracy": 0.25}
 
 
-def make_shown(
+def make_content(
     texts: list[tuple[str, str]] | None = None,
     *,
     tokenizer: str = "word",
     completions_only: bool = False,
     **changed: object,
-) -> Shown:
+) -> ReportContent:
     """Return what is shown of an untrained model."""
     texts = TEXTS if texts is None else texts
-    parameters = VocabularyParameters.model_validate({"tokenizer": tokenizer, "size": 300, "unknown_token": False})
+    parameters = VocabularyParams.model_validate({"tokenizer": tokenizer, "size": 300, "unknown_token": False})
     vocabulary = build_vocabulary(parameters, [[part for text in texts for part in text]])
     torch.manual_seed(0)
     shape = {
@@ -32,7 +32,7 @@ def make_shown(
     }  # fmt: skip
     network = Transformer(TransformerConfig.model_validate(shape | changed)).eval()
     read = [
-        read_text(
+        inspect_row(
             network,
             ([*encode(vocabulary, prompt), vocabulary.eos_id], [*encode(vocabulary, completion), vocabulary.eos_id]),
             completion,
@@ -50,6 +50,6 @@ def encode(vocabulary: Vocabulary, text: str) -> list[int]:
 
 
 @pytest.fixture(scope="session")
-def shown() -> Shown:
+def shown() -> ReportContent:
     """The default."""
-    return make_shown()
+    return make_content()

@@ -9,12 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stages.core.inspection import principal_plane, spread
-from stages.core.vocabulary import TokenizerName, VocabularyParameters, build_vocabulary
-from stages.report.content import POINTS, TEXTS, TOKENS, Shown, choose
+from stages.core.vocabulary import TokenizerName, VocabularyParams, build_vocabulary
+from stages.report.content import POINTS, TEXTS, TOKENS, ReportContent, choose
 from stages.report.markdown import describe_run
 from stages.report.page import render
 from stages.report.token_labels import token_labels
-from tests.report.conftest import HOSTILE, METRICS, make_shown
+from tests.report.conftest import HOSTILE, METRICS, make_content
 
 
 class Elements(HTMLParser):
@@ -38,11 +38,11 @@ def page_data(page: str) -> dict[str, object]:
     return values
 
 
-def test_the_same_model_gives_the_same_page(shown: Shown) -> None:
-    assert render(shown, METRICS) == render(make_shown(), METRICS)
+def test_the_same_model_gives_the_same_page(shown: ReportContent) -> None:
+    assert render(shown, METRICS) == render(make_content(), METRICS)
 
 
-def test_a_hostile_prompt_stays_text_and_nothing_is_loaded(shown: Shown) -> None:
+def test_a_hostile_prompt_stays_text_and_nothing_is_loaded(shown: ReportContent) -> None:
     page = render(shown, METRICS | {"split": "<script>"})
     elements = Elements(page)
     assert elements.scripts == 2  # the data and the page's own
@@ -52,7 +52,7 @@ def test_a_hostile_prompt_stays_text_and_nothing_is_loaded(shown: Shown) -> None
     assert "".join(texts[1]["tokens"][:2]).startswith("<script>")
 
 
-def test_probabilities_and_attention_are_those_of_the_model(shown: Shown) -> None:
+def test_probabilities_and_attention_are_those_of_the_model(shown: ReportContent) -> None:
     texts = page_data(render(shown, METRICS))["texts"]
     assert isinstance(texts, list)
     for text in texts:
@@ -65,14 +65,14 @@ def test_probabilities_and_attention_are_those_of_the_model(shown: Shown) -> Non
 
 
 def test_a_prompt_that_was_not_learnt_is_told_apart() -> None:
-    texts = page_data(render(make_shown(completions_only=True), METRICS))["texts"]
+    texts = page_data(render(make_content(completions_only=True), METRICS))["texts"]
     assert isinstance(texts, list)
     assert [text["learntStart"] for text in texts] == [text["completionStart"] for text in texts]
 
 
 def test_a_large_model_is_shown_in_part_and_the_page_says_so() -> None:
     long = [(" ".join(f"word{index}" for index in range(200)), "end")]
-    shown = make_shown(long, context_length=256, n_layers=9, n_heads=8, d_model=16)
+    shown = make_content(long, context_length=256, n_layers=9, n_heads=8, d_model=16)
     page = render(shown, METRICS)
     assert "layers 1, 4, 6, 9 of 9" in page
     assert f"the first {TOKENS} tokens of texts of up to 203" in page
@@ -81,7 +81,7 @@ def test_a_large_model_is_shown_in_part_and_the_page_says_so() -> None:
 
 def test_of_many_embeddings_some_are_shown_and_those_of_the_texts() -> None:
     words = [f"word{index}" for index in range(POINTS + 500)]
-    shown = make_shown([(" ".join(words), ""), (words[-1], "")])
+    shown = make_content([(" ".join(words), ""), (words[-1], "")])
     assert len(shown.points) == POINTS + 2  # the last word and <EOS>
     assert f"the embeddings of {POINTS + 2:,} of {POINTS + 501:,} tokens" in render(shown, METRICS)
 
@@ -114,7 +114,7 @@ def test_spread_takes_the_first_and_the_last() -> None:
     ("bpe", "é", ["Ã", "©"]),
 ])  # fmt: skip
 def test_labels_show_white_space_and_bytes(tokenizer: str, text: str, labels: list[str]) -> None:
-    parameters = VocabularyParameters.model_validate({"tokenizer": tokenizer, "size": 257, "unknown_token": False})
+    parameters = VocabularyParams.model_validate({"tokenizer": tokenizer, "size": 257, "unknown_token": False})
     vocabulary = build_vocabulary(parameters, [[text]])
     names = token_labels(vocabulary)
     assert [names[token_id] for token_id in vocabulary.encode(text)] == labels
@@ -124,7 +124,7 @@ def test_labels_show_white_space_and_bytes(tokenizer: str, text: str, labels: li
 @pytest.mark.parametrize("tokenizer", get_args(TokenizerName))
 @given(texts=st.lists(st.text(" ␣\nU+0AÃé…", min_size=1, max_size=20), min_size=1))
 def test_no_two_labels_are_the_same(texts: list[str], tokenizer: TokenizerName) -> None:
-    parameters = VocabularyParameters(tokenizer=tokenizer, size=300, unknown_token=False)
+    parameters = VocabularyParams(tokenizer=tokenizer, size=300, unknown_token=False)
     vocabulary = build_vocabulary(parameters, [texts])
     labels = token_labels(vocabulary)
     assert len(set(labels)) == vocabulary.size

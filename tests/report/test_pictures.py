@@ -4,25 +4,25 @@ import matplotlib as mpl
 import pytest
 from PIL import Image
 
-from stages.report.content import Shown
+from stages.report.content import ReportContent
 from stages.report.pictures import Curve, curve_pictures, model_pictures
-from tests.report.conftest import make_shown
+from tests.report.conftest import make_content
 
 
-def test_the_same_model_gives_the_same_pictures(shown: Shown) -> None:
+def test_the_same_model_gives_the_same_pictures(shown: ReportContent) -> None:
     pictures = model_pictures(shown)
-    assert pictures == model_pictures(make_shown())
+    assert pictures == model_pictures(make_content())
     assert {"token_embeddings.png", "position_encodings.png", "attention_1.png", "next_tokens_2.png"} <= set(pictures)
 
 
 @pytest.mark.parametrize("positions", ["learned", "rotary"])
 def test_every_kind_of_position_can_be_drawn(positions: str) -> None:
-    assert "position_encodings.png" in model_pictures(make_shown([("a", "b")], positions=positions))
+    assert "position_encodings.png" in model_pictures(make_content([("a", "b")], positions=positions))
 
 
 def test_a_large_model_gives_small_pictures() -> None:
     long = [("\u4e2d " + " ".join(f"word{index}" for index in range(100)), "end")]
-    shown = make_shown(long, context_length=128, n_layers=9, n_heads=8, d_model=16)
+    shown = make_content(long, context_length=128, n_layers=9, n_heads=8, d_model=16)
     for name, content in model_pictures(shown).items():
         assert len(content) < 300_000, name
         assert max(Image.open(io.BytesIO(content)).size) < 4000, name

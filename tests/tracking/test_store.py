@@ -12,7 +12,7 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from stages.errors import UserError
-from stages.tracking.store import check_store, told
+from stages.tracking.store import check_store, store_errors
 
 
 @pytest.fixture(autouse=True)
@@ -23,7 +23,7 @@ def address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def message(fails: Callable[[], object]) -> str:
-    with pytest.raises(UserError) as raised, told():
+    with pytest.raises(UserError) as raised, store_errors():
         fails()
     return str(raised.value)
 

@@ -8,11 +8,11 @@ import torch
 
 from stages.core.examples import Examples
 from stages.core.transformer import Transformer, TransformerConfig
-from stages.core.windows import DatasetParameters, RowSpans
+from stages.core.windows import DatasetParams, RowSpans
 from stages.parameters import read_all
 from stages.training.fit import Trained, fit
-from stages.training.optimization import TrainParameters
-from stages.training.runtime import RuntimeParameters
+from stages.training.optimization import TrainParams
+from stages.training.runtime import RuntimeParams
 
 CONTEXT_LENGTH = 8
 VOCABULARY_SIZE = 11
@@ -22,17 +22,17 @@ EOS_ID = 10
 TOY = read_all(Path(__file__).parents[2] / "presets/toy.yaml")
 
 
-def train_parameters(**changed: Any) -> TrainParameters:
+def train_parameters(**changed: Any) -> TrainParams:
     values: dict[str, Any] = TOY["train"] | {
         "seed": 1, "optimizer": "adamw", "learning_rate": 0.01, "betas": [0.9, 0.99], "weight_decay": 0.1,
         "schedule": "cosine", "warmup_steps": 2, "min_learning_rate": 0.001, "epochs": None, "max_steps": 10,
         "batch_size": 4, "gradient_clip": 1.0,
     }  # fmt: skip
-    return TrainParameters(**values | changed)
+    return TrainParams(**values | changed)
 
 
-def runtime_parameters(**changed: Any) -> RuntimeParameters:
-    return RuntimeParameters(**TOY["runtime"] | {"accelerator": "cpu", "threads": 1} | changed)
+def runtime_parameters(**changed: Any) -> RuntimeParams:
+    return RuntimeParams(**TOY["runtime"] | {"accelerator": "cpu", "threads": 1} | changed)
 
 
 def network(**changed: Any) -> Transformer:
@@ -53,7 +53,7 @@ def examples(rows: int = 20, packing: str = "rows", seed: int = 0) -> Examples:
         for _ in range(rows)
     ]
     offsets = np.cumsum([0, *map(len, texts)])
-    parameters = DatasetParameters.model_validate({"packing": packing, "loss_on": "all", "stride": None})
+    parameters = DatasetParams.model_validate({"packing": packing, "loss_on": "all", "stride": None})
     return Examples(
         np.concatenate(texts).astype(np.uint8), RowSpans(offsets, offsets[1:]), parameters, CONTEXT_LENGTH, EOS_ID
     )

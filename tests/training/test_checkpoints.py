@@ -67,7 +67,7 @@ def assert_same(one: tuple[Transformer, Trained], other: tuple[Transformer, Trai
 
 def broken_off(stop_at: int, **settings: Any) -> CheckpointFolder:
     folder = CheckpointFolder("f" * 16)
-    with pytest.raises(BrokenOffError), folder.held():
+    with pytest.raises(BrokenOffError), folder.locked():
         train(folder, stop_at, **settings)
     return folder
 
@@ -135,7 +135,7 @@ def test_more_devices_or_fewer_go_on_with_a_training(monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_saves_the_step_and_stops_with_the_shells_code(number: signal.Signals) -> None:
     folder = CheckpointFolder("f" * 16)
-    with pytest.raises(Stopped) as stopped, folder.held():
+    with pytest.raises(Stopped) as stopped, folder.locked():
         train(folder, 5, lambda: os.kill(os.getpid(), number), runtime={"checkpoint_minutes": None})
     assert stopped.value.code == 128 + number
     assert stopped.value.message == f"stopped by {number.name} at step 5/12; `dvc repro` goes on from step 5"
@@ -171,12 +171,12 @@ def test_a_damaged_checkpoint_is_told_by_its_hash(damage: str) -> None:
 def test_a_process_that_trains_keeps_others_out() -> None:
     folder = CheckpointFolder("f" * 16)
     with (
-        folder.held(),
+        folder.locked(),
         pytest.raises(UserError, match=f"process {os.getpid()} is training"),
-        CheckpointFolder("f" * 16).held(),
+        CheckpointFolder("f" * 16).locked(),
     ):
         pass
-    with CheckpointFolder("f" * 16).held():
+    with CheckpointFolder("f" * 16).locked():
         pass
     assert not folder.path.exists()
 
@@ -186,7 +186,7 @@ def test_a_checkpoint_that_was_never_finished_is_deleted_at_the_next_start() -> 
     kept = list(folder.path.glob("*.ckpt"))
     unfinished = folder.path / "000000000006.ckpt.partial"
     unfinished.touch()
-    with folder.held():
+    with folder.locked():
         assert not unfinished.exists()
     assert sorted(folder.path.glob("*.ckpt")) == sorted(kept)
 
@@ -213,7 +213,7 @@ def test_a_training_that_diverges_keeps_its_last_good_checkpoint() -> None:
         pytest.raises(
             UserError, match=r"loss became (nan|inf) at step \d+ of 12: in params.yaml lower train.learning_rate"
         ),
-        folder.held(),
+        folder.locked(),
     ):
         train(folder, **wild)
     newest = folder.newest()

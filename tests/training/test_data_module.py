@@ -58,7 +58,7 @@ def test_a_step_may_reach_into_the_next_pass() -> None:
 
 def test_a_stream_is_cut_anew_in_each_pass_into_full_contexts() -> None:
     stream = examples(40, packing="stream")
-    rows = stream.per_pass()
+    rows = stream.examples_per_epoch()
     batches = TrainingBatches(stream, plan(batch_size=rows, rows=rows), rank=0)
     first, second = (batches[index].input_ids for index in range(2))
     assert first.shape == second.shape == (rows, CONTEXT_LENGTH)
@@ -83,7 +83,7 @@ def test_scoring_covers_every_target_once(packing: str, world_size: int) -> None
 
 def test_a_split_shorter_than_one_context_is_one_example() -> None:
     stream = examples(1, packing="stream")
-    assert stream.per_pass() == 1
+    assert stream.examples_per_epoch() == 1
     assert TrainingBatches(stream, plan(batch_size=1, rows=1), rank=0)[0].input_ids[0, -1] != EOS_ID
 
 

@@ -3,7 +3,7 @@
 import pydantic
 
 
-class ParameterModel(pydantic.BaseModel):
+class ParamsModel(pydantic.BaseModel):
     """A frozen, strictly typed group of parameters: no unknown keys, no silent conversions, no NaN or infinity.
 
     Each section's model lives with the code that uses it, so that a new training parameter does not rerun the

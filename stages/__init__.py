@@ -1,0 +1,22 @@
+"""What must happen before any command imports more: Ctrl-C, garbage collection and MLflow's telemetry."""
+
+import gc
+import os
+import sys
+from types import TracebackType
+
+
+def _report_interruption(kind: type[BaseException], error: BaseException, where: TracebackType | None) -> None:
+    if not issubclass(kind, KeyboardInterrupt):
+        sys.__excepthook__(kind, error, where)
+        return
+    print("interrupted", file=sys.stderr)
+
+
+# MLflow reads this as it is imported, and would otherwise report each use to its makers.
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+# Ctrl-C may come while a command imports torch, which takes seconds.
+sys.excepthook = _report_interruption
+if sys.argv[:1] == ["-m"]:  # `python -m stages.…` is looking for its module: a command, not a library, is starting
+    # Modules are many objects and no garbage: collecting it takes a fifth of the import's time. `command_line.run` enables it.
+    gc.disable()
