@@ -16,6 +16,7 @@ from stages.errors import UserError
 LOG = logging.getLogger(__name__)
 
 PARAMETERS_FILE = Path("params.yaml")
+MOVED = {"train.register_as": "evaluate.register_as"}
 
 Section = TypeVar("Section", bound=ParamsModel)
 
@@ -66,6 +67,8 @@ def _explain(path: Path, name: str, model: type[ParamsModel], detail: Any) -> st
     key = ".".join([name, *(str(part) for part in detail["loc"])])
     found = detail["input"]
     match detail["type"]:
+        case "extra_forbidden" if key in MOVED:
+            return f"{path}: {key} is now {MOVED[key]}; move the line"
         case "extra_forbidden":
             unknown = str(detail["loc"][-1])
             nearest = difflib.get_close_matches(unknown, model.model_fields, n=1)

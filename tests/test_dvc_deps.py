@@ -7,8 +7,6 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
-from stages.training.optimization import TrainParams
-
 ROOT = Path(__file__).parents[1]
 STAGES: dict[str, dict[str, Any]] = YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"]
 
@@ -64,11 +62,6 @@ def test_every_parameter_is_tracked_by_a_stage() -> None:
     keys = {f"{section}.{key}" for section in sections if section != "runtime" for key in sections[section]}
     assert {name for name in keys if name not in tracked and name.split(".")[0] not in tracked} == set()
     assert {name for name in tracked if "." in name} <= keys
-
-
-def test_training_depends_on_all_of_its_section_but_the_name_to_register() -> None:
-    listed = {name.removeprefix("train.") for name in STAGES["train"]["params"] if name.startswith("train.")}
-    assert listed == set(TrainParams.model_fields) - {"register_as"}
 
 
 ALLOWED_IN_CORE = {"torch", "numpy", "pydantic", "tokenizers", "tiktoken", "stages"}

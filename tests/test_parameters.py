@@ -25,6 +25,12 @@ def test_the_toy_has_every_key_of_a_section_in_its_order(section: str) -> None:
     assert list(read_all(TOY)[section]) == list(type(parameters).model_fields)
 
 
+def test_a_key_that_moved_says_where_to(tmp_path: Path) -> None:
+    path = edited(tmp_path, "  epochs: 30\n", "  epochs: 30\n  register_as: answers\n")
+    with pytest.raises(UserError, match=r"train.register_as is now evaluate.register_as; move the line$"):
+        read_section("train", TrainParams, path)
+
+
 def edited(folder: Path, old: str, new: str) -> Path:
     text = TOY.read_text()
     assert old in text

@@ -28,7 +28,9 @@ LEARNING_RATES = ("0.3", "0.05", "0.03", "0.01")
 def swept(trained: Project) -> Iterator[Project]:
     """The trained clone after a sweep, each of whose models is a version of `answers` in the registry."""
     rates = ",".join(LEARNING_RATES)
-    trained.run("dvc", "exp", "run", "--queue", "-S", f"train.learning_rate={rates}", "-S", "train.register_as=answers")
+    trained.run(
+        "dvc", "exp", "run", "--queue", "-S", f"train.learning_rate={rates}", "-S", "evaluate.register_as=answers"
+    )
     trained.run("dvc", "queue", "start", "--jobs", "2")
     try:
         for _ in range(SECONDS_TO_SWEEP // 2):
@@ -50,7 +52,7 @@ def store(swept: Project) -> MlflowClient:
 @pytest.fixture(scope="module")
 def runs(store: MlflowClient) -> dict[str, Run]:
     """The sweep's runs, by their learning rate."""
-    found = store.search_runs(["1"], "params.`train.register_as` = 'answers'")
+    found = store.search_runs(["1"], "params.`evaluate.register_as` = 'answers'")
     return {run.data.params["train.learning_rate"]: run for run in found}
 
 

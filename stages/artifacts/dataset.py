@@ -4,7 +4,7 @@ from typing import Any
 
 from stages.artifacts.token_shards import DATASET_FOLDER, DatasetMetadata, open_shard, shard_path
 from stages.core.examples import Examples
-from stages.core.split import Split
+from stages.core.split import SPLITS, Split
 from stages.errors import UserError
 
 
@@ -47,3 +47,16 @@ def open_examples(split: Split, metadata: DatasetMetadata, context_length: int) 
             f"{metadata.parameters.loss_on}; {fix}"
         )
     return SplitExamples(split, metadata, context_length)
+
+
+def open_held_out(metadata: DatasetMetadata, context_length: int) -> tuple[Split, Examples]:
+    """Return the split to score: test, else validation, else (where nothing is held out) train.
+
+    Raises:
+        UserError: a file is absent or damaged, no split has rows, or nothing in the split is scored.
+    """
+    for split in reversed(SPLITS):
+        examples = open_examples(split, metadata, context_length)
+        if examples is not None:
+            return split, examples
+    raise UserError(f"{DATASET_FOLDER}/: no split has rows; type `dvc repro --force build_dataset`")

@@ -16,8 +16,6 @@ MODEL_FOLDER = Path("data/model")
 PROVENANCE_FILE = "provenance.json"
 # A folder is known by the file in it that says what it holds (a dataset's has hashes of the data) or was made from (a model's).
 FOLDER_FILES = ("metadata.json", PROVENANCE_FILE)
-# The whole section is listed where a name is read from it, which changes no result. The training lists what it reads, by key.
-NOT_OF_THE_RESULT = "train"
 
 
 class Provenance(pydantic.BaseModel):
@@ -31,23 +29,32 @@ class Provenance(pydantic.BaseModel):
     """The sections and keys of params.yaml that the stage depends on, by their names in dvc.yaml."""
 
 
-def stage_provenance(stage: str) -> Provenance:
-    """Read the present inputs of a stage, in the project's folder.
+def stage_provenance(stage: str, *, apart_from: str | None = None) -> Provenance:
+    """Return the present inputs of a stage, read in the project's folder.
+
+    Args:
+        stage: its name in dvc.yaml.
+        apart_from: the dotted name of a parameter that the stage reads but that changes no result; None: all change it.
 
     Raises:
         UserError: params.yaml cannot be read.
         OSError: a dependency is absent.
     """
     definition = YAML(typ="safe", pure=True).load(Path("dvc.yaml").read_text(encoding="utf-8"))["stages"][stage]
-    parameters = read_all()
+    parameters = _without(read_all(), apart_from.split(".")) if apart_from else read_all()
     inputs = {
         "dependencies": {path: md5(Path(path)) for path in sorted(definition["deps"])},
-        "parameters": {
-            name: _value(parameters, name) for name in sorted(definition["params"]) if name != NOT_OF_THE_RESULT
-        },
+        "parameters": {name: _value(parameters, name) for name in sorted(definition["params"])},
     }
     canonical = json.dumps(inputs, sort_keys=True, ensure_ascii=True).encode()
     return Provenance(fingerprint=hashlib.sha256(canonical).hexdigest()[:16], **inputs)
+
+
+def _without(parameters: dict[str, Any], keys: list[str]) -> dict[str, Any]:
+    """Return parameters that lack the one under these keys."""
+    first, *rest = keys
+    others = {key: value for key, value in parameters.items() if key != first}
+    return others | {first: _without(parameters[first], rest)} if rest else others
 
 
 def _value(parameters: dict[str, Any], name: str) -> Any:

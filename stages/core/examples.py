@@ -4,7 +4,6 @@ Shapes: B examples in a batch, T tokens.
 """
 
 import numpy as np
-import numpy.typing as npt
 
 from stages.core.windows import (
     DatasetParams,
@@ -59,9 +58,9 @@ class Examples:
         only_completions = self.spans if self._parameters.loss_on == "completion" else None
         return gather(self._token_ids, windows, _longest(windows), self._eos_id, only_completions)
 
-    def in_completion(self, windows: Windows) -> npt.NDArray[np.bool_]:
-        """Tell which targets of ``gather`` belong to a completion, bool [B, T]; padding is to be told by its target."""
-        return self.spans.is_completion(target_positions(windows, _longest(windows)))
+    def target_positions(self, windows: Windows) -> Int64s:
+        """Return where in the split each target of ``gather`` stands, [B, T]; of padding, where the window ends."""
+        return target_positions(windows, _longest(windows))
 
     def rows_with_completion(self) -> Int64s:
         """Return the numbers of the rows that have a completion."""

@@ -63,10 +63,13 @@ class RowSpans:
     completion_starts: Integers
     """[R] the first token of row r's completion; row_offsets[r + 1] where it has none."""
 
+    def row_of(self, positions: Integers) -> Int64s:
+        """Return the row of each position in token_ids, whatever the shape."""
+        return np.searchsorted(self.row_offsets, positions, side="right") - 1
+
     def is_completion(self, positions: Integers) -> npt.NDArray[np.bool_]:
-        """Tell for each position in token_ids, whatever the shape, whether it belongs to a completion."""
-        rows = np.searchsorted(self.row_offsets, positions, side="right") - 1
-        return np.asarray(positions >= self.completion_starts[rows])
+        """Return for each position in token_ids, whatever the shape, whether it belongs to a completion."""
+        return np.asarray(positions >= self.completion_starts[self.row_of(positions)])
 
 
 def row_windows(row_offsets: Integers, context_length: int, stride: int | None) -> Windows:

@@ -1,4 +1,4 @@
-"""What is shown of a model to a person: a few texts, some of the heads, so that a large model's report stays small."""
+"""What the report and the pictures show of a model: a few rows, some of the heads, so that a large model's stay small."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from torch import Tensor
 from stages.core.inspection import Inspection, inspect, principal_plane, spread
 from stages.core.transformer import Transformer
 
-TEXTS = 6
+ROWS = 6
 TOKENS = 48
 LAYERS = 4
 HEADS = 6
@@ -18,21 +18,21 @@ NAMED_POINTS = 60
 
 
 @dataclass(frozen=True)
-class Text:
+class InspectedRow:
     """A row of the data, and what the model made of it."""
 
     token_ids: list[int]
-    """All that was read, and the token after it."""
+    """What the model read, and the token after it."""
     completion_start: int
     """Where in token_ids the completion, or a plain text's second half, begins."""
-    learnt_start: int
-    """Where in token_ids begins what the model was taught to expect: where others come, it is not wrong."""
+    scored_start: int
+    """Where in token_ids the tokens begin that carry loss: of those before it the model was taught nothing."""
     tokens: int
-    """How long the row is; token_ids may be its beginning alone."""
+    """How long the row is; token_ids may be its beginning only."""
     expected: str
-    answer: str
+    generated: str
     exact: bool
-    reading: Inspection
+    inspection: Inspection
 
 
 @dataclass(frozen=True)
@@ -43,85 +43,108 @@ class Point:
     x: float
     y: float
     named: bool
-    """Whether the label is drawn: not all of many."""
+    """Whether the label is drawn; of many points only some are named."""
 
 
 @dataclass(frozen=True)
 class ReportContent:
     """Everything that the pictures and the report show."""
 
-    texts: list[Text]
+    rows: list[InspectedRow]
     answers: bool
     """Whether the model answers prompts, or continues plain texts."""
     layers: list[int]
-    """Which layers, from 0."""
+    """The layers shown, from 0."""
     heads: list[int]
+    """The heads shown, from 0."""
     labels: list[str]
-    """Of every token, by its id."""
+    """The label of every token, by its id."""
     points: list[Point]
     positions: Tensor
-    """What tells a token's place: [context_length, D], or of rotary positions the cosines, [context_length, H]."""
+    """The position encodings [context_length, D]; of rotary positions the cosines of the angles [context_length, H]."""
     network: Transformer
 
     @property
     def limits(self) -> str:
-        """Say what is left out; empty where all of the model is shown."""
+        """Return what is shown of what is not shown whole, in words; empty where all of the model is shown."""
         config = self.network.config
-        said = []
+        limits = []
         if len(self.layers) < config.n_layers:
-            said.append(f"layers {_numbers(self.layers)} of {config.n_layers}")
+            limits.append(f"layers {_numbers(self.layers)} of {config.n_layers}")
         if len(self.heads) < config.n_heads:
-            said.append(f"heads {_numbers(self.heads)} of {config.n_heads}")
-        longest = max((text.tokens for text in self.texts), default=0)
+            limits.append(f"heads {_numbers(self.heads)} of {config.n_heads}")
+        longest = max((row.tokens for row in self.rows), default=0)
         shown = min(TOKENS, config.context_length)
         if longest > shown + 1:
-            said.append(f"the first {shown} tokens of texts of up to {longest:,}")
+            limits.append(f"the first {shown} tokens of texts of up to {longest:,}")
         if len(self.points) < config.vocabulary_size:
-            said.append(f"the embeddings of {len(self.points):,} of {config.vocabulary_size:,} tokens")
-        return "; ".join(said)
+            limits.append(f"the embeddings of {len(self.points):,} of {config.vocabulary_size:,} tokens")
+        return "; ".join(limits)
 
 
 def inspect_row(
     network: Transformer,
     parts: tuple[list[int], list[int]],
     expected: str,
-    answer: str,
+    generated: str,
     *,
     exact: bool,
     completions_only: bool,
-) -> Text:
-    """Let the model read a row: its prompt and what follows it."""
+) -> InspectedRow:
+    """Return what the model makes of a row.
+
+    Args:
+        network: in evaluation mode.
+        parts: the token ids of its prompt, and of what follows it.
+        expected: what follows the prompt, as text.
+        generated: what the model generated in its place.
+        exact: whether they are the same.
+        completions_only: whether only completions carry loss.
+    """
     prompt, rest = parts
     token_ids = [*prompt, *rest][: min(TOKENS, network.config.context_length) + 1]
-    reading = inspect(network, token_ids, LIKELY)
-    learnt_start = len(prompt) if completions_only else 0
-    return Text(token_ids, len(prompt), learnt_start, len(prompt) + len(rest), expected, answer, exact, reading)
+    inspection = inspect(network, token_ids, LIKELY)
+    scored_start = len(prompt) if completions_only else 0
+    return InspectedRow(
+        token_ids, len(prompt), scored_start, len(prompt) + len(rest), expected, generated, exact, inspection
+    )
 
 
 def choose(exact: Sequence[bool]) -> list[int]:
-    """Choose the texts to show: up to half of them answered wrongly, in the order of the data."""
+    """Return which rows to show, in the order of the data: up to half of them with a wrong completion.
+
+    Args:
+        exact: of each row, whether its completion is right.
+    """
     wrong = [index for index, right in enumerate(exact) if not right]
     right = [index for index, right in enumerate(exact) if right]
-    from_wrong = max(TEXTS // 2, TEXTS - len(right))
+    from_wrong = max(ROWS // 2, ROWS - len(right))
     chosen = wrong[:from_wrong]
-    return sorted(chosen + right[: TEXTS - len(chosen)])
+    return sorted(chosen + right[: ROWS - len(chosen)])
 
 
-def show(network: Transformer, texts: list[Text], labels: list[str], *, answers: bool) -> ReportContent:
-    """Choose what to show of a model that has read ``texts``."""
+def build_content(network: Transformer, rows: list[InspectedRow], labels: list[str], *, answers: bool) -> ReportContent:
+    """Return what the report and the pictures show.
+
+    Args:
+        network: in evaluation mode.
+        rows: those to show.
+        labels: the label of every token, by its id.
+        answers: whether the model answers prompts, or continues plain texts.
+    """
     config = network.config
     table = network.position_table.detach().cpu().float()
     positions = table[0, :, 0] if config.positions == "rotary" else table
-    in_texts = {token_id for text in texts for token_id in text.token_ids}
-    named = set(sorted(in_texts)[:NAMED_POINTS]) if config.vocabulary_size > NAMED_POINTS else None
+    in_rows = {token_id for row in rows for token_id in row.token_ids}
+    named = set(sorted(in_rows)[:NAMED_POINTS]) if config.vocabulary_size > NAMED_POINTS else None
     plane = principal_plane(network.embedding.weight)
-    shown = [index for index in range(config.vocabulary_size) if index < POINTS or (named and index in named)]
+    drawn = [index for index in range(config.vocabulary_size) if index < POINTS or (named and index in named)]
     places: list[list[float]] = plane.tolist()
     points = [
-        Point(labels[index], places[index][0], places[index][1], named is None or index in named) for index in shown
+        Point(labels[index], places[index][0], places[index][1], named is None or index in named) for index in drawn
     ]
     layers, heads = spread(config.n_layers, LAYERS), spread(config.n_heads, HEADS)
-    return ReportContent(texts, answers, layers, heads, labels, points, positions, network)
+    return ReportContent(rows, answers, layers, heads, labels, points, positions, network)
 
 
 def _numbers(indices: list[int]) -> str:

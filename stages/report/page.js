@@ -18,10 +18,10 @@
   }
 
   const quoted = (token) => "“" + token + "”";
-  const text = () => data.texts[chosen.text];
+  const text = () => data.rows[chosen.text];
   const steps = (one) => one.tokens.length - 1;
-  const learnt = (one, step) => step + 1 >= one.learntStart;
-  const missed = (one, step) => learnt(one, step) && !one.likely[step][0][2];
+  const scored = (one, step) => step + 1 >= one.scoredStart;
+  const missed = (one, step) => scored(one, step) && !one.likely[step][0][2];
 
   function weights(step) {
     const heads = text().attention[chosen.layer];
@@ -62,7 +62,7 @@
       : [", expected ", element("q", one.expected), " ", element("span", "✗ wrong", "missing")];
     byId("answer").replaceChildren(
       data.answers ? "Asked on its own the model answered " : "From the middle of the text on its own the model wrote ",
-      element("q", one.answer), ...(data.answers ? verdict : []),
+      element("q", one.generated), ...(data.answers ? verdict : []),
     );
   }
 
@@ -129,7 +129,7 @@
     byId("truth").textContent = "The true next token is " + quoted(truth) + ", given " + percent(one.truth[step]) + ".";
     const [guess, share] = one.likely[step][0];
     const most = row.indexOf(Math.max(...row));
-    const reason = learnt(one, step) ? "wrong: " : "which it was not taught: ";
+    const reason = scored(one, step) ? "wrong: " : "which it was not taught: ";
     const verdict = one.likely[step][0][2] ? "right" : reason + "it is " + quoted(truth);
     byId("said").textContent =
       "After " + quoted(one.tokens[step]) + " the model expects " + quoted(guess) + " (" + percent(share) + "), " + verdict +
@@ -159,7 +159,7 @@
 
   function drawWrong() {
     const items = [];
-    data.texts.forEach((one, index) => one.likely.forEach((likely, step) => {
+    data.rows.forEach((one, index) => one.likely.forEach((likely, step) => {
       if (!missed(one, step)) return;
       const before = one.tokens.slice(Math.max(0, step - 5), step + 1).join(" ");
       const button = element("button", before + " → " + likely[0][0] + " (" + percent(likely[0][1]) + "); true: " +
@@ -215,7 +215,7 @@
     byId("tokens").children[chosen.token].focus();
   }
 
-  fill(byId("text"), data.texts.map((one, index) => [String(index), title(one)]));
+  fill(byId("text"), data.rows.map((one, index) => [String(index), title(one)]));
   fill(byId("layer"), data.layers.map((layer, index) => [String(index), String(layer)]));
   const heads = data.heads.map((head, index) => [String(index), String(head)]);
   fill(byId("head"), heads.length > 1 ? [...heads, [MEAN, "mean of these"]] : heads);
@@ -230,7 +230,7 @@
   byId("next").addEventListener("click", () => select(chosen.token + 1));
   byId("tokens").addEventListener("keydown", moveFocus);
   drawPoints();
-  if (data.texts.length) {
+  if (data.rows.length) {
     drawWrong();
     selectText(0, 0);
   } else {

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from stages.report.content import ReportContent, Text
+from stages.report.content import InspectedRow, ReportContent
 from stages.report.metric_labels import METRIC_LABELS, format_metric, scored_rows
 
 TEMPLATE = Path(__file__).with_name("page.html")
@@ -21,11 +21,11 @@ SCRIPT = Path(__file__).with_name("page.js")
 STYLE = Path(__file__).with_name("page.css")
 
 
-def render(shown: ReportContent, metrics: Mapping[str, Any]) -> str:
+def render(content: ReportContent, metrics: Mapping[str, Any]) -> str:
     """Return the page; the same model and figures give the same text."""
     script, style = SCRIPT.read_text(encoding="utf-8"), STYLE.read_text(encoding="utf-8")
-    config = shown.network.config
-    parameters = sum(parameter.numel() for parameter in shown.network.parameters())
+    config = content.network.config
+    parameters = sum(parameter.numel() for parameter in content.network.parameters())
     return string.Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
         policy=f"default-src 'none'; style-src '{_digest(style)}'; script-src '{_digest(script)}'",
         style=style,
@@ -40,8 +40,8 @@ def render(shown: ReportContent, metrics: Mapping[str, Any]) -> str:
             for name in METRIC_LABELS
             if name in metrics
         ),
-        limits=html.escape(f"To keep this page small it shows {shown.limits}." if shown.limits else ""),
-        data=_json_in_html(_data(shown)),
+        limits=html.escape(f"To keep this page small it shows {content.limits}." if content.limits else ""),
+        data=_json_in_html(_data(content)),
     )
 
 
@@ -50,50 +50,51 @@ def _digest(source: str) -> str:
 
 
 def _json_in_html(values: Any) -> str:
-    """Write JSON that cannot end the element it stands in, nor begin a comment or another one."""
+    """Return JSON that cannot end the element in which it stands, nor begin a comment or another element."""
     text = json.dumps(values, ensure_ascii=False, separators=(",", ":"))
     for character in "<>&\u2028\u2029":
         text = text.replace(character, f"\\u{ord(character):04x}")
     return text
 
 
-def _data(shown: ReportContent) -> dict[str, Any]:
+def _data(content: ReportContent) -> dict[str, Any]:
     return {
-        "answers": shown.answers,
-        "layers": [layer + 1 for layer in shown.layers],
-        "heads": [head + 1 for head in shown.heads],
-        "texts": [_text(shown, text) for text in shown.texts],
-        "points": [[point.label, round(point.x, 4), round(point.y, 4), int(point.named)] for point in shown.points],
+        "answers": content.answers,
+        "layers": [layer + 1 for layer in content.layers],
+        "heads": [head + 1 for head in content.heads],
+        "rows": [_row(content, row) for row in content.rows],
+        "points": [[point.label, round(point.x, 4), round(point.y, 4), int(point.named)] for point in content.points],
     }
 
 
-def _text(shown: ReportContent, text: Text) -> dict[str, Any]:
-    tokens = [shown.labels[token_id] for token_id in text.token_ids]
-    reading = text.reading
+def _row(content: ReportContent, row: InspectedRow) -> dict[str, Any]:
+    tokens = [content.labels[token_id] for token_id in row.token_ids]
+    inspection = row.inspection
     return {
         "tokens": tokens,
-        "completionStart": text.completion_start,
-        "learntStart": text.learnt_start,
-        "cut": text.tokens > len(text.token_ids),
-        "expected": text.expected,
-        "answer": text.answer,
-        "exact": text.exact,
+        "completionStart": row.completion_start,
+        "scoredStart": row.scored_start,
+        "cut": row.tokens > len(row.token_ids),
+        "expected": row.expected,
+        "generated": row.generated,
+        "exact": row.exact,
         "likely": [
             [
-                [shown.labels[token_id], round(probability, 4), int(token_id == truth)]
+                [content.labels[token_id], round(probability, 4), int(token_id == truth)]
                 for token_id, probability in zip(ids, probabilities, strict=True)
             ]
             for ids, probabilities, truth in zip(
-                reading.likely_ids.tolist(), reading.likely_probabilities.tolist(), text.token_ids[1:], strict=True
+                inspection.likely_ids.tolist(), inspection.likely_probabilities.tolist(), row.token_ids[1:], strict=True
             )
         ],
-        "truth": [round(probability, 4) for probability in reading.target_probabilities.tolist()],
+        "truth": [round(probability, 4) for probability in inspection.target_probabilities.tolist()],
         "attention": [
-            [_lower_triangle(reading.attention[layer, head].tolist()) for head in shown.heads] for layer in shown.layers
+            [_lower_triangle(inspection.attention[layer, head].tolist()) for head in content.heads]
+            for layer in content.layers
         ],
     }
 
 
 def _lower_triangle(weights: Sequence[Sequence[float]]) -> list[list[int]]:
-    """Round to per cent; a token attends to none after itself."""
+    """Return the weights in per cent, rounded; a token attends to none after itself."""
     return [[round(100 * weight) for weight in row[: index + 1]] for index, row in enumerate(weights)]

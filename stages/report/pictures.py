@@ -1,13 +1,14 @@
-"""The pictures in metrics/pictures/: PNG files, the same bytes whenever the same things are drawn.
+"""metrics/pictures/: PNG files, the same bytes whenever the same things are drawn.
 
 Tokens are never read as mathematics (`$`), and a character that the font lacks is drawn as a box.
 """
 
 import io
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
@@ -18,14 +19,15 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
-from stages.report.content import ReportContent, Text
+from stages.artifacts.atomic import atomic_file
+from stages.report.content import InspectedRow, ReportContent
 
 Curve = Sequence[tuple[float, float]]
 Confusion = tuple[str, str, int]
 """A true token, the one that was predicted, and how often."""
 
 # Fewer than in the report, where one can point at a token.
-TEXTS = 3
+ROWS = 3
 LAYERS = 4
 HEADS = 4
 TOKENS = 24
@@ -52,35 +54,37 @@ _STYLE: dict[Any, Any] = {
 }
 
 
-def model_pictures(shown: ReportContent) -> dict[str, bytes]:
+def model_pictures(content: ReportContent) -> dict[str, bytes]:
     """Draw what is inside the model: file name -> PNG."""
     drawings: dict[str, Callable[[], Figure]] = {
-        "token_embeddings.png": partial(_embeddings, shown),
-        "position_encodings.png": partial(_positions, shown),
+        "token_embeddings.png": partial(_embeddings, content),
+        "position_encodings.png": partial(_positions, content),
     }
-    for number, text in enumerate(shown.texts[:TEXTS], start=1):
-        drawings[f"attention_{number}.png"] = partial(_attention, shown, text)
-        drawings[f"next_tokens_{number}.png"] = partial(_next_tokens, shown, text)
+    for number, row in enumerate(content.rows[:ROWS], start=1):
+        drawings[f"attention_{number}.png"] = partial(_attention, content, row)
+        drawings[f"next_tokens_{number}.png"] = partial(_next_tokens, content, row)
     return _draw(drawings)
 
 
-def curve_pictures(
-    train_loss: Curve,
-    validation_loss: Curve,
-    learning_rate: Curve,
-    accuracy: Curve,
-    confusions: Sequence[Confusion],
-) -> dict[str, bytes]:
-    """Draw what ``dvc plots`` draws from the same figures: file name -> PNG."""
-    losses = {"training": train_loss, "validation": validation_loss}
+def evaluation_pictures(accuracy: Curve, confusions: Sequence[Confusion]) -> dict[str, bytes]:
+    """Draw what ``dvc plots`` draws of an evaluation: file name -> PNG."""
     return _draw(
         {
-            "loss.png": partial(_lines, "Loss", "step", "nats per token", losses),
-            "learning_rate.png": partial(_lines, "Learning rate", "step", "learning rate", {"": learning_rate}),
             "accuracy_by_position.png": partial(_accuracy, accuracy),
             "confusions.png": partial(_confusions, confusions),
         }
     )
+
+
+def write_pictures(folder: Path, pictures: Mapping[str, bytes]) -> list[Path]:
+    """Write each picture under its name and delete those of an earlier evaluation; return the files."""
+    paths = [folder / name for name in pictures]
+    for old in set(folder.glob("*.png")) - set(paths):
+        old.unlink()
+    for path, picture in zip(paths, pictures.values(), strict=True):
+        with atomic_file(path) as file:
+            file.write(picture)
+    return paths
 
 
 def _draw(drawings: dict[str, Callable[[], Figure]]) -> dict[str, bytes]:
@@ -104,11 +108,11 @@ def _png(figure: Figure) -> bytes:
     return file.getvalue()
 
 
-def _attention(shown: ReportContent, text: Text) -> Figure:
+def _attention(content: ReportContent, row: InspectedRow) -> Figure:
     """Draw a heat map for each layer (down) and head (across)."""
-    layers, heads = shown.layers[:LAYERS], shown.heads[:HEADS]
-    tokens = min(TOKENS, len(text.token_ids) - 1)
-    names = [shown.labels[token_id] for token_id in text.token_ids[:tokens]]
+    layers, heads = content.layers[:LAYERS], content.heads[:HEADS]
+    tokens = min(TOKENS, len(row.token_ids) - 1)
+    names = [content.labels[token_id] for token_id in row.token_ids[:tokens]]
     longest = max(map(len, names))
     margin = 0.5 + 0.075 * longest
     side = max(1.9, tokens * (0.42 if len(layers) * len(heads) == 1 else 0.19))
@@ -116,12 +120,12 @@ def _attention(shown: ReportContent, text: Text) -> Figure:
     figure = Figure(figsize=size, layout="constrained")
     figure.suptitle("Attention: each row's token looks at the tokens in the columns", fontsize=10, x=0.02, ha="left")
     panels = figure.subplots(len(layers), len(heads), squeeze=False, sharex=True, sharey=True)
-    for row, layer in enumerate(layers):
-        for column, head in enumerate(heads):
-            axes: Axes = panels[row, column]
-            weights = text.reading.attention[layer, head, :tokens, :tokens].numpy()
-            later = np.triu(np.ones_like(weights, dtype=bool), k=1)
-            image = axes.imshow(np.ma.array(weights, mask=later), cmap="Blues", vmin=0, vmax=1)
+    for down, layer in enumerate(layers):
+        for across, head in enumerate(heads):
+            axes: Axes = panels[down, across]
+            weights = row.inspection.attention[layer, head, :tokens, :tokens].numpy()
+            causal_mask = np.triu(np.ones_like(weights, dtype=bool), k=1)
+            image = axes.imshow(np.ma.array(weights, mask=causal_mask), cmap="Blues", vmin=0, vmax=1)
             axes.set_title(f"layer {layer + 1}, head {head + 1}", fontsize=8, fontweight="normal")
             axes.set_xticks(range(tokens), names, rotation=90)
             axes.set_yticks(range(tokens), names)
@@ -139,27 +143,27 @@ def _attention(shown: ReportContent, text: Text) -> Figure:
     return figure
 
 
-def _next_tokens(shown: ReportContent, text: Text) -> Figure:
+def _next_tokens(content: ReportContent, row: InspectedRow) -> Figure:
     """Draw a table: at each step the token read, the true next one, and the likeliest with their probabilities."""
-    reading = text.reading
-    steps = min(TOKENS, len(text.token_ids) - 1)
-    likely = min(LIKELY, reading.likely_ids.shape[1])
+    inspection = row.inspection
+    steps = min(TOKENS, len(row.token_ids) - 1)
+    likely = min(LIKELY, inspection.likely_ids.shape[1])
     figure = Figure(figsize=(3.2 + 1.25 * likely, 0.95 + 0.28 * steps), layout="constrained")
     axes: Axes = figure.subplots()
     axes.set_title("Next token at each step: likeliest first, the true one outlined")
-    probabilities = reading.likely_probabilities[:steps, :likely].numpy()
+    probabilities = inspection.likely_probabilities[:steps, :likely].numpy()
     axes.imshow(probabilities, cmap="Blues", vmin=0, vmax=1, aspect="auto")
     axes.set_xlim(-2.1, likely - 0.5)
     for step in range(steps):
-        read, truth = text.token_ids[step : step + 2]
-        hit = int(reading.likely_ids[step, 0]) == truth
-        axes.text(-2.05, step, shown.labels[read], va="center", fontweight="bold")
-        truth_text = f"{shown.labels[truth]} · {float(reading.target_probabilities[step]):.0%}"
+        read, truth = row.token_ids[step : step + 2]
+        hit = int(inspection.likely_ids[step, 0]) == truth
+        axes.text(-2.05, step, content.labels[read], va="center", fontweight="bold")
+        truth_text = f"{content.labels[truth]} · {float(inspection.target_probabilities[step]):.0%}"
         axes.text(-0.6, step, truth_text, va="center", ha="right", color=_GREY if hit else "#b91c1c")
         for rank in range(likely):
-            token_id, probability = int(reading.likely_ids[step, rank]), float(probabilities[step, rank])
+            token_id, probability = int(inspection.likely_ids[step, rank]), float(probabilities[step, rank])
             axes.text(
-                rank, step, f"{shown.labels[token_id]} · {probability:.0%}", ha="center", va="center", fontsize=8,
+                rank, step, f"{content.labels[token_id]} · {probability:.0%}", ha="center", va="center", fontsize=8,
                 color="white" if probability > 0.6 else "#1f2937",
             )  # fmt: skip
             if token_id == truth:
@@ -173,12 +177,12 @@ def _next_tokens(shown: ReportContent, text: Text) -> Figure:
     return figure
 
 
-def _embeddings(shown: ReportContent) -> Figure:
+def _embeddings(content: ReportContent) -> Figure:
     figure = Figure(figsize=(6.2, 4.6), layout="constrained")
     axes: Axes = figure.subplots()
     axes.set_title("Token embeddings, in the two directions in which they differ most")
-    named = [point for point in shown.points if point.named]
-    others = [point for point in shown.points if not point.named]
+    named = [point for point in content.points if point.named]
+    others = [point for point in content.points if not point.named]
     axes.scatter([point.x for point in others], [point.y for point in others], s=6, color="#cbd5e1")
     axes.scatter([point.x for point in named], [point.y for point in named], s=22, color=_BLUE)
     for point in named:
@@ -189,11 +193,11 @@ def _embeddings(shown: ReportContent) -> Figure:
     return figure
 
 
-def _positions(shown: ReportContent) -> Figure:
-    table = shown.positions[:POSITIONS].numpy()
+def _positions(content: ReportContent) -> Figure:
+    table = content.positions[:POSITIONS].numpy()
     figure = Figure(figsize=(6.2, 3.6), layout="constrained")
     axes: Axes = figure.subplots()
-    kind = shown.network.config.positions
+    kind = content.network.config.positions
     name = {"sinusoidal": "fixed sines and cosines", "learned": "learned", "rotary": "cosines of the rotary angles"}[
         kind
     ]
@@ -209,20 +213,15 @@ def _positions(shown: ReportContent) -> Figure:
     return figure
 
 
-def _lines(title: str, across: str, up: str, curves: dict[str, Curve]) -> Figure:
-    figure, axes = _plot(title, across, up)
-    for name, curve in curves.items():
-        if curve:
-            marker = "o" if len(curve) == 1 else None
-            axes.plot([x for x, _ in curve], [y for _, y in curve], label=name, lw=1.6, marker=marker)
-    if len([curve for curve in curves.values() if curve]) > 1:
-        axes.legend(frameon=False)
-    axes.set_ylim(bottom=0)
-    return figure
-
-
 def _accuracy(accuracy: Curve) -> Figure:
-    figure, axes = _plot("Next-token accuracy by position", "position", "accuracy")
+    figure = Figure(figsize=(6.2, 3.4), layout="constrained")
+    axes: Axes = figure.subplots()
+    axes.set_title("Next-token accuracy by position")
+    axes.set_xlabel("position")
+    axes.set_ylabel("accuracy")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_axisbelow(True)
+    axes.grid(visible=True, color="#e5e7eb")
     axes.bar([x for x, _ in accuracy], [y for _, y in accuracy], color=_BLUE, width=0.8)
     axes.set_ylim(0, 1.02)
     axes.yaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
@@ -254,15 +253,3 @@ def _confusions(confusions: Sequence[Confusion]) -> Figure:
             color="white" if shares[truth, prediction] > 0.6 else "#1f2937",
         )  # fmt: skip
     return figure
-
-
-def _plot(title: str, across: str, up: str) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(6.2, 3.4), layout="constrained")
-    axes: Axes = figure.subplots()
-    axes.set_title(title)
-    axes.set_xlabel(across)
-    axes.set_ylabel(up)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set_axisbelow(True)
-    axes.grid(visible=True, color="#e5e7eb")
-    return figure, axes

@@ -51,8 +51,6 @@ class TrainParams(ParamsModel):
     """Which weights become the model: those with the lowest validation loss, or the last. Without validation rows, last."""
     patience: Count | None
     """Stop after this many validations without a lower loss; null never stops early."""
-    register_as: Annotated[str, Field(pattern=r"^[\w .-]+$")] | None
-    """The name in MLflow's registry of which each model that is evaluated becomes the next version; null registers nothing."""
 
     @pydantic.model_validator(mode="after")
     def _check(self) -> Self:

@@ -4,35 +4,56 @@ import json
 import math
 import sys
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from stages.core.evaluation import (
+    CONFUSION_TOKENS,
+    RowScores,
+    add_by_row,
     bits_per_byte,
-    count_correct,
-    count_correct_by_position,
+    complete_rows,
+    confusion_matrix,
     count_pairs,
     perplexity,
+    score,
     score_tokens,
+    summarise,
 )
-from stages.errors import UserError
+from stages.core.examples import Examples
+from stages.core.windows import DatasetParams, RowSpans
+from tests.training.conftest import EOS_ID, VOCABULARY_SIZE, examples, network
 
-PREDICTIONS = torch.tensor([[1, 2, 3], [1, 0, 3]])
-TARGETS = torch.tensor([[1, 0, 3], [2, 0, -100]])
-COUNTED = torch.tensor([[True, True, False], [True, True, False]])
+PREDICTIONS = np.array([[1, 2, 3], [1, 0, 3]])
+TARGETS = np.array([[1, 0, 3], [2, 0, -100]])
+SCORED = np.array([[True, True, False], [True, True, False]])
+COMPLETION = np.array([[False, True, False], [False, True, False]])
 
 
-def test_counts_by_hand() -> None:
-    assert count_correct(PREDICTIONS, TARGETS, COUNTED) == (2, 4)
-    correct, counted = count_correct_by_position(PREDICTIONS, TARGETS, COUNTED)
-    assert correct.tolist() == [1, 1, 0]
-    assert counted.tolist() == [2, 2, 0]
-    assert count_pairs(PREDICTIONS, TARGETS, COUNTED) == Counter({(1, 1): 1, (0, 2): 1, (2, 1): 1, (0, 0): 1})
-    assert count_pairs(PREDICTIONS, TARGETS, COUNTED & (TARGETS == 99)) == Counter()
+def test_pairs_by_hand() -> None:
+    pairs = count_pairs(PREDICTIONS[SCORED], TARGETS[SCORED])
+    assert pairs == Counter({(1, 1): 1, (0, 2): 1, (2, 1): 1, (0, 0): 1})
+    assert count_pairs(PREDICTIONS[:0], TARGETS[:0]) == Counter()
+
+
+def test_rows_by_hand() -> None:
+    """The first window has the targets of rows 0 and 2, the second those of row 2 alone."""
+    empty = np.zeros(3, dtype=np.int64)
+    scores = RowScores(empty, np.zeros(3), empty.copy(), empty.copy(), empty.copy())
+    losses = np.array([[0.5, 0.25, 9.0], [1.0, 2.0, 9.0]])
+    rows = np.array([[0, 2, 2], [2, 2, 2]])
+    add_by_row(scores, rows, losses, PREDICTIONS == TARGETS, SCORED, COMPLETION)
+    assert scores.tokens.tolist() == [1, 0, 3]
+    assert scores.loss_sum.tolist() == [0.5, 0, 3.25]
+    assert scores.correct.tolist() == [1, 0, 1]
+    assert scores.completion_tokens.tolist() == [0, 0, 2]
+    assert scores.completion_correct.tolist() == [0, 0, 1]
 
 
 def test_scores_do_not_depend_on_how_many_are_scored_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -42,15 +63,84 @@ def test_scores_do_not_depend_on_how_many_are_scored_at_once(monkeypatch: pytest
     whole = score_tokens(hidden, output, targets)
     monkeypatch.setattr("stages.core.evaluation._MOST_LOGITS", 40)
     pieces = score_tokens(hidden, output, targets)
-    torch.testing.assert_close(pieces.nats, whole.nats)
+    torch.testing.assert_close(pieces.losses, whole.losses)
     assert torch.equal(pieces.predictions, whole.predictions)
     probabilities = output(hidden).softmax(-1)
     assert torch.equal(whole.predictions, probabilities.argmax(-1))
     scored = targets != -100
     expected = -probabilities[scored, targets[scored]].log().double()
-    torch.testing.assert_close(whole.nats[scored], expected, atol=1e-6, rtol=1e-6)
-    assert whole.nats[~scored].count_nonzero() == 0
-    assert whole.nats.dtype == torch.float64
+    torch.testing.assert_close(whole.losses[scored], expected, atol=1e-6, rtol=1e-6)
+    assert whole.losses[~scored].count_nonzero() == 0
+    assert whole.losses.dtype == torch.float64
+
+
+@pytest.mark.parametrize("packing", ["rows", "stream"])
+def test_the_batch_size_changes_no_figure(packing: str) -> None:
+    model = network().eval()
+    split = examples(packing=packing)
+    figures = [summarise(score(model, split, size), 100, []) for size in (1, 3, 64)]
+    assert figures[0] == figures[1] == figures[2]
+
+
+def test_a_model_that_knows_nothing_hesitates_between_all_tokens() -> None:
+    model = network(tie_embeddings=False)
+    with torch.no_grad():
+        model.output.weight.zero_()
+    scores = score(model.eval(), examples(), 4)
+    figures = summarise(scores, scores.tokens, [])
+    assert figures["perplexity"] == pytest.approx(VOCABULARY_SIZE, rel=1e-5)
+    assert figures["loss"] == pytest.approx(math.log(VOCABULARY_SIZE), rel=1e-5)
+    assert figures["bits_per_byte"] == pytest.approx(math.log2(VOCABULARY_SIZE), rel=1e-5)
+
+
+def test_every_target_is_counted_once_overall_and_by_position() -> None:
+    split = examples()
+    scores = score(network().eval(), split, 4)
+    tokens = int(split.spans.row_offsets[-1])
+    assert scores.tokens == int(scores.tokens_by_position.sum()) == sum(scores.pairs.values()) == tokens - 20
+    right = sum(count for (target, predicted), count in scores.pairs.items() if target == predicted)
+    assert int(scores.rows.correct.sum()) == int(scores.correct_by_position.sum()) == right
+
+
+def test_the_confusion_matrix_holds_what_was_mistaken_most_and_is_whole_where_it_is_small() -> None:
+    scores = score(network().eval(), examples(), 4)
+    few = confusion_matrix(scores)
+    assert sum(count for *_, count in few) == scores.tokens
+    assert sum(count for truth, prediction, count in few if truth == prediction) == int(scores.rows.correct.sum())
+    mistaken = {(token, token + 1): 100 - token for token in range(29)}
+    many = confusion_matrix(replace(scores, pairs=Counter({(29, 29): 1000} | mistaken)))
+    assert many == [(token, token + 1, 100 - token) for token in range(CONFUSION_TOKENS - 1)]
+
+
+def test_a_completion_is_right_only_with_its_end() -> None:
+    """The model always says 3, then ends: right for the first and the third row; the second goes on."""
+    rows = [[0, 1, EOS_ID, 3, EOS_ID], [0, 1, EOS_ID, 3, 4, EOS_ID], [2, EOS_ID, 3, EOS_ID]]
+    offsets = np.cumsum([0, *map(len, rows)])
+    spans = RowSpans(offsets, np.array([3, 8, 13]))
+    packing = DatasetParams(packing="rows", loss_on="all", stride=None)
+    split = Examples(np.concatenate(rows), spans, packing, context_length=8, eos_id=EOS_ID)
+    model = network(tie_embeddings=False, output_bias=True)
+    with torch.no_grad():
+        # The last layer's bias says 3, unless the token that is read is 3: then its embedding says <EOS>.
+        model.output.weight.zero_()
+        model.output.bias[3] = 1
+        model.embedding.weight.zero_()
+        model.embedding.weight[3, 0] = 100
+        model.output.weight[EOS_ID, 0] = 10
+        for name, parameter in model.named_parameters():
+            if name.endswith(("projection.weight", "down.weight", "position_table")):
+                parameter.zero_()
+    samples = complete_rows(model.eval(), split, EOS_ID, 2, None, 3)
+    assert [sample.generated for sample in samples] == [[3], [3], [3]]
+    assert [sample.exact for sample in samples] == [True, False, True]
+
+
+def test_plain_text_has_samples_but_no_completion_figures() -> None:
+    model = network().eval()
+    split = examples()
+    samples = complete_rows(model, split, EOS_ID, 4, None, 2)
+    assert len(samples) == 2
+    assert not [name for name in summarise(score(model, split, 4), 100, samples) if "completion" in name]
 
 
 class DeviceWithoutDoubles(TorchFunctionMode):
@@ -72,7 +162,7 @@ class DeviceWithoutDoubles(TorchFunctionMode):
 def test_doubles_are_made_on_the_cpu_alone() -> None:
     hidden, output = torch.randn(3, 7, 8), nn.Linear(8, 11)
     with DeviceWithoutDoubles():
-        assert score_tokens(hidden, output, torch.randint(11, (3, 7))).nats.dtype == torch.float64
+        assert score_tokens(hidden, output, torch.randint(11, (3, 7))).losses.dtype == torch.float64
 
 
 def test_perplexity() -> None:
@@ -80,7 +170,7 @@ def test_perplexity() -> None:
     assert perplexity(0.0) == 1
     assert perplexity(1e6) == sys.float_info.max
     assert json.loads(json.dumps(perplexity(1e6), allow_nan=False)) == sys.float_info.max
-    with pytest.raises(UserError, match="the loss is nan: training diverged"):
+    with pytest.raises(ValueError, match="loss: found nan"):
         perplexity(math.nan)
 
 

@@ -5,7 +5,7 @@ import torch
 
 from stages.core.transformer import Transformer, TransformerConfig
 from stages.core.vocabulary import Vocabulary, VocabularyParams, build_vocabulary
-from stages.report.content import ReportContent, inspect_row, show
+from stages.report.content import ReportContent, build_content, inspect_row
 from stages.report.token_labels import token_labels
 
 HOSTILE = '<script>document.title="run"</script> $x_1^2$ & </textarea>'
@@ -20,7 +20,7 @@ def make_content(
     completions_only: bool = False,
     **changed: object,
 ) -> ReportContent:
-    """Return what is shown of an untrained model."""
+    """Return the report's content of an untrained model."""
     texts = TEXTS if texts is None else texts
     parameters = VocabularyParams.model_validate({"tokenizer": tokenizer, "size": 300, "unknown_token": False})
     vocabulary = build_vocabulary(parameters, [[part for text in texts for part in text]])
@@ -31,7 +31,7 @@ def make_content(
         "output_bias": True, "tie_embeddings": False, "dropout": 0.0, "vocabulary_size": vocabulary.size,
     }  # fmt: skip
     network = Transformer(TransformerConfig.model_validate(shape | changed)).eval()
-    read = [
+    rows = [
         inspect_row(
             network,
             ([*encode(vocabulary, prompt), vocabulary.eos_id], [*encode(vocabulary, completion), vocabulary.eos_id]),
@@ -42,7 +42,7 @@ def make_content(
         )
         for prompt, completion in texts
     ]
-    return show(network, read, token_labels(vocabulary), answers=True)
+    return build_content(network, rows, token_labels(vocabulary), answers=True)
 
 
 def encode(vocabulary: Vocabulary, text: str) -> list[int]:
@@ -50,6 +50,6 @@ def encode(vocabulary: Vocabulary, text: str) -> list[int]:
 
 
 @pytest.fixture(scope="session")
-def shown() -> ReportContent:
+def content() -> ReportContent:
     """The default."""
     return make_content()

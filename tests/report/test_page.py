@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from stages.core.inspection import principal_plane, spread
 from stages.core.vocabulary import TokenizerName, VocabularyParams, build_vocabulary
-from stages.report.content import POINTS, TEXTS, TOKENS, ReportContent, choose
+from stages.report.content import POINTS, ROWS, TOKENS, ReportContent, choose
 from stages.report.markdown import describe_run
 from stages.report.page import render
 from stages.report.token_labels import token_labels
@@ -38,22 +38,22 @@ def page_data(page: str) -> dict[str, object]:
     return values
 
 
-def test_the_same_model_gives_the_same_page(shown: ReportContent) -> None:
-    assert render(shown, METRICS) == render(make_content(), METRICS)
+def test_the_same_model_gives_the_same_page(content: ReportContent) -> None:
+    assert render(content, METRICS) == render(make_content(), METRICS)
 
 
-def test_a_hostile_prompt_stays_text_and_nothing_is_loaded(shown: ReportContent) -> None:
-    page = render(shown, METRICS | {"split": "<script>"})
+def test_a_hostile_prompt_stays_text_and_nothing_is_loaded(content: ReportContent) -> None:
+    page = render(content, METRICS | {"split": "<script>"})
     elements = Elements(page)
     assert elements.scripts == 2  # the data and the page's own
     assert elements.addresses == []
-    texts = page_data(page)["texts"]
+    texts = page_data(page)["rows"]
     assert isinstance(texts, list)
     assert "".join(texts[1]["tokens"][:2]).startswith("<script>")
 
 
-def test_probabilities_and_attention_are_those_of_the_model(shown: ReportContent) -> None:
-    texts = page_data(render(shown, METRICS))["texts"]
+def test_probabilities_and_attention_are_those_of_the_model(content: ReportContent) -> None:
+    texts = page_data(render(content, METRICS))["rows"]
     assert isinstance(texts, list)
     for text in texts:
         steps = len(text["tokens"]) - 1
@@ -65,15 +65,15 @@ def test_probabilities_and_attention_are_those_of_the_model(shown: ReportContent
 
 
 def test_a_prompt_that_was_not_learnt_is_told_apart() -> None:
-    texts = page_data(render(make_content(completions_only=True), METRICS))["texts"]
+    texts = page_data(render(make_content(completions_only=True), METRICS))["rows"]
     assert isinstance(texts, list)
-    assert [text["learntStart"] for text in texts] == [text["completionStart"] for text in texts]
+    assert [text["scoredStart"] for text in texts] == [text["completionStart"] for text in texts]
 
 
 def test_a_large_model_is_shown_in_part_and_the_page_says_so() -> None:
     long = [(" ".join(f"word{index}" for index in range(200)), "end")]
-    shown = make_content(long, context_length=256, n_layers=9, n_heads=8, d_model=16)
-    page = render(shown, METRICS)
+    content = make_content(long, context_length=256, n_layers=9, n_heads=8, d_model=16)
+    page = render(content, METRICS)
     assert "layers 1, 4, 6, 9 of 9" in page
     assert f"the first {TOKENS} tokens of texts of up to 203" in page
     assert len(page) < 400_000
@@ -81,16 +81,16 @@ def test_a_large_model_is_shown_in_part_and_the_page_says_so() -> None:
 
 def test_of_many_embeddings_some_are_shown_and_those_of_the_texts() -> None:
     words = [f"word{index}" for index in range(POINTS + 500)]
-    shown = make_content([(" ".join(words), ""), (words[-1], "")])
-    assert len(shown.points) == POINTS + 2  # the last word and <EOS>
-    assert f"the embeddings of {POINTS + 2:,} of {POINTS + 501:,} tokens" in render(shown, METRICS)
+    content = make_content([(" ".join(words), ""), (words[-1], "")])
+    assert len(content.points) == POINTS + 2  # the last word and <EOS>
+    assert f"the embeddings of {POINTS + 2:,} of {POINTS + 501:,} tokens" in render(content, METRICS)
 
 
 def test_wrong_answers_are_shown_beside_right_ones() -> None:
-    assert choose([True] * 20) == list(range(TEXTS))
+    assert choose([True] * 20) == list(range(ROWS))
     assert choose([True] * 10 + [False] * 10) == [0, 1, 2, 10, 11, 12]
     assert choose([False, True]) == [0, 1]
-    assert choose([False] * 20) == list(range(TEXTS))
+    assert choose([False] * 20) == list(range(ROWS))
 
 
 def test_the_plane_holds_the_largest_differences_with_a_fixed_sign() -> None:
