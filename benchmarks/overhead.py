@@ -21,9 +21,10 @@ from stages.parameters import PARAMETERS_FILE, read_section
 from stages.tracking.runs import start_training_run
 from stages.tracking.system_metrics import record_system_metrics
 from stages.training.checkpoints import CheckpointFolder
-from stages.training.data_module import TrainingBatches, plan_training
+from stages.training.data_module import TrainingBatches
 from stages.training.fit import fit
 from stages.training.optimization import TrainParams, build_optimizer
+from stages.training.plan import plan_training
 from stages.training.runtime import RuntimeParams
 
 PRESET = Path(__file__).parents[1] / "presets/characters.yaml"

@@ -19,7 +19,7 @@ from stages.parameters import read_section
 from stages.tracking.runs import TrainingRun, UnrecordedRun, start_training_run
 from stages.tracking.system_metrics import record_system_metrics
 from stages.training.checkpoints import CheckpointFolder
-from stages.training.fit import Trained, fit, memory_errors
+from stages.training.fit import TrainingResult, fit, memory_errors
 from stages.training.history import Curves
 from stages.training.optimization import TrainParams
 from stages.training.runtime import RuntimeParams
@@ -51,7 +51,7 @@ def main() -> None:
     with checkpoints.locked():
         if options.restart and is_first_device():
             checkpoints.restart()
-        with record(provenance, checkpoints, runtime) as run:
+        with start_run(provenance, checkpoints, runtime) as run:
             if is_first_device() and not options.quiet:
                 print(f"MLflow run: {run.name}", flush=True)
             with record_system_metrics(run.log_sample, wanted=runtime.system_metrics and is_first_device()):
@@ -80,14 +80,14 @@ def main() -> None:
 
 
 def is_first_device() -> bool:
-    """Tell whether this process speaks for the training: Lightning starts one for each device, all with this command."""
+    """Return whether this process writes the results: Lightning starts one for each device, all with this command."""
     return getattr(rank_zero_only, "rank", 0) == 0
 
 
-def record(
+def start_run(
     provenance: Provenance, checkpoints: CheckpointFolder, runtime: RuntimeParams
 ) -> TrainingRun | UnrecordedRun:
-    """Begin the training's MLflow run, or go on with the one that the checkpoints are of; the first device's alone."""
+    """Return the training's MLflow run: a new one, or that of the checkpoints. Other devices than the first have none."""
     if not is_first_device():
         return UnrecordedRun()
     required = runtime.tracking == "required"
@@ -97,7 +97,7 @@ def record(
     return run
 
 
-def summarise(trained: Trained, network: Transformer) -> dict[str, float]:
+def summarise(trained: TrainingResult, network: Transformer) -> dict[str, float]:
     """Return the figures of metrics/train.json; losses are means in nats per target."""
     figures = {
         "steps": trained.steps,
@@ -106,13 +106,13 @@ def summarise(trained: Trained, network: Transformer) -> dict[str, float]:
         "train_loss": trained.curves.train_loss[-1][1],
     }
     if trained.curves.validation_loss:
-        figures |= {"validation_loss": dict(trained.curves.validation_loss)[trained.best_step]}
-        figures |= {"best_step": trained.best_step}
+        figures |= {"validation_loss": dict(trained.curves.validation_loss)[trained.kept_step]}
+        figures |= {"best_step": trained.kept_step}
     return figures
 
 
 def write_curves(curves: Curves) -> None:
-    """Write what ``dvc plots`` draws."""
+    """Write the curves that ``dvc plots`` draws."""
     rows = [(step, loss, rate) for (step, loss), (_, rate) in zip(curves.train_loss, curves.learning_rate, strict=True)]
     write_table(TRAIN_CURVE, ["step", "train_loss", "learning_rate"], rows)
     write_table(VALIDATION_CURVE, ["step", "validation_loss"], curves.validation_loss)

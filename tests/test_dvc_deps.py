@@ -1,6 +1,7 @@
 """The rule that a stage's deps are exactly what it imports, and the borders between the parts."""
 
 import ast
+import graphlib
 from pathlib import Path
 from typing import Any
 
@@ -100,3 +101,12 @@ def test_the_parts_of_the_report_that_are_not_python_are_deps_of_evaluate() -> N
     files = {path.relative_to(ROOT).as_posix() for path in (ROOT / "stages/report").iterdir() if path.is_file()}
     listed = {dep for dep in STAGES["evaluate"]["deps"] if dep.startswith("stages/report/")}
     assert listed == files
+
+
+def test_no_module_imports_itself_by_way_of_others() -> None:
+    imports = {path: imported_modules(path) for path in (ROOT / "stages").rglob("*.py")}
+    graph = {
+        path: {other for other in imports if ".".join(other.relative_to(ROOT).with_suffix("").parts) in modules}
+        for path, modules in imports.items()
+    }
+    assert set(graphlib.TopologicalSorter(graph).static_order()) == set(graph)

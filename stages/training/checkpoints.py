@@ -31,7 +31,8 @@ from lightning.pytorch.utilities import rank_zero_only
 from stages.artifacts.atomic import PARTIAL_SUFFIX, atomic_file
 from stages.errors import Stopped, UserError
 from stages.tracking.workspace import project_root
-from stages.training.data_module import Batch, TrainingPlan
+from stages.training.data_module import Batch
+from stages.training.plan import TrainingPlan
 
 FOLDER = Path(".checkpoints")
 KEPT = 2  # where the newest is damaged, the one before it serves

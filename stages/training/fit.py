@@ -18,10 +18,11 @@ from stages.core.examples import Examples
 from stages.core.transformer import CPU_COMPUTES_BFLOAT16, Transformer
 from stages.errors import UserError
 from stages.training.checkpoints import CheckpointFolder, Checkpoints, VerifiedCheckpoints
-from stages.training.data_module import TokenDataModule, plan_training
+from stages.training.data_module import TokenDataModule
 from stages.training.history import BestWeights, Curves, Log, TrainingHistory
 from stages.training.lightning_module import LanguageModel
 from stages.training.optimization import TrainParams
+from stages.training.plan import plan_training
 from stages.training.progress import progress_callback
 from stages.training.runtime import RuntimeParams, keep_freed_memory
 
@@ -29,15 +30,15 @@ LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Trained:
-    """What came out of a training, beside the weights."""
+class TrainingResult:
+    """The result of a training, beside the weights."""
 
     steps: int
     """Optimiser steps done."""
     epochs: float
     """Passes over the training examples."""
-    best_step: int
-    """The step whose weights were kept."""
+    kept_step: int
+    """The step whose weights the network has: the best or the last, as train.keep says."""
     curves: Curves
 
 
@@ -51,7 +52,7 @@ def fit(
     checkpoints: CheckpointFolder | None = None,
     *,
     quiet: bool = False,
-) -> Trained:
+) -> TrainingResult:
     """Train ``network`` in place.
 
     Args:
@@ -74,9 +75,9 @@ def fit(
     keep_freed_memory()
     # On a GPU, whose operations are to be deterministic, torch would write each new tensor once before it is computed.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # torch makes it at run time
-    runtime.torch_device()  # tells of an absent accelerator, each in the same words
-    machine = _machine(runtime, parameters)
-    plan = plan_training(training.examples_per_epoch(), parameters, runtime.micro_batch_size, _world_size(machine))
+    runtime.torch_device()  # refuses an absent accelerator, each in the same words
+    trainer = _build_trainer(runtime, parameters)
+    plan = plan_training(training.examples_per_epoch(), parameters, runtime.micro_batch_size, trainer.world_size)
     history = TrainingHistory(plan, log)
     best = BestWeights()
     callbacks: list[lightning.Callback] = [history]
@@ -89,17 +90,11 @@ def fit(
         callbacks.append(patience)
     if checkpoints is not None:
         callbacks.append(Checkpoints(checkpoints, plan, runtime.checkpoint_minutes))
-    trainer = lightning.Trainer(
-        **machine,
-        plugins=[VerifiedCheckpoints()],
-        callbacks=callbacks,
-        max_epochs=1,  # for Lightning all passes are one: the loader holds every step
-        accumulate_grad_batches=plan.micro_batches,
-        gradient_clip_val=parameters.gradient_clip or None,
-        enable_progress_bar=False,  # progress_callback shows where it stands
-        limit_val_batches=0 if validation is None else 1.0,
-        val_check_interval=min(parameters.validate_every or plan.steps_per_epoch, plan.steps) * plan.micro_batches,
-    )
+    # What depends on the plan, and so on the number of devices, which the Trainer alone knows.
+    trainer.callbacks.extend(callbacks)  # type: ignore[attr-defined]  # Lightning sets it elsewhere
+    trainer.accumulate_grad_batches = plan.micro_batches
+    trainer.limit_val_batches = 0 if validation is None else 1.0
+    trainer.val_check_interval = min(parameters.validate_every or plan.steps_per_epoch, plan.steps) * plan.micro_batches
     LOG.info("training on %s, with %d threads: %s", trainer.strategy.root_device, torch.get_num_threads(), plan)
     if not quiet and trainer.is_global_zero and _imitates_bfloat16(trainer.strategy.root_device, parameters):
         print(
@@ -123,15 +118,15 @@ def fit(
             trainer.validate(module, datamodule=data, verbose=False)
     if best.weights:
         network.load_state_dict(best.weights)
-    return Trained(steps, steps * plan.batch_size / plan.examples, best.step or steps, history.curves)
+    return TrainingResult(steps, plan.epochs(steps), best.step or steps, history.curves)
 
 
 @contextmanager
 def memory_errors(fix: str) -> Iterator[None]:
-    """Tell in a line that memory ran out, on any device, and what helps.
+    """Turn the error of memory that ran out, on any device, into one line with its fix.
 
     Raises:
-        UserError: it ran out.
+        UserError: memory ran out.
     """
     try:
         yield
@@ -142,47 +137,50 @@ def memory_errors(fix: str) -> Iterator[None]:
         raise UserError(f"out of memory: {fix} ({str(error).splitlines()[0]})") from None
 
 
-def _machine(runtime: RuntimeParams, parameters: TrainParams) -> dict[str, Any]:
-    """Return the Trainer's settings that say on what it computes, and how quietly."""
-    return {
+def _build_trainer(runtime: RuntimeParams, parameters: TrainParams) -> lightning.Trainer:
+    """Return Lightning's Trainer for this machine, without what the plan adds to it.
+
+    Raises:
+        UserError: this machine lacks what a setting asks for.
+    """
+    machine: dict[str, Any] = {
         "accelerator": runtime.accelerator,
         "devices": runtime.devices,
         "num_nodes": runtime.num_nodes,
         "strategy": runtime.strategy,
         "precision": parameters.precision,
-        "logger": False,
-        "enable_checkpointing": False,
-        "enable_model_summary": False,
-        "num_sanity_val_steps": 0,
-        "use_distributed_sampler": False,  # each device picks its own share of a batch
-        "deterministic": "warn" if torch.cuda.is_available() else False,
     }
-
-
-def _world_size(machine: dict[str, Any]) -> int:
-    """Ask Lightning how many devices these settings stand for, over all machines.
-
-    Raises:
-        UserError: this machine lacks what a setting asks for.
-    """
-    asked = ", ".join(f"{key}: {machine[key]}" for key in ("accelerator", "devices", "strategy", "precision"))
+    settings = ", ".join(f"{key}: {machine[key]}" for key in ("accelerator", "devices", "strategy", "precision"))
     try:
-        trainer = lightning.Trainer(**machine, enable_progress_bar=False)
-    except (MisconfigurationException, ModuleNotFoundError, ValueError, RuntimeError) as error:
-        raise UserError(f"params.yaml: this machine cannot train with {asked}: {error}") from None
-    if machine["precision"] == "16-mixed" and isinstance(trainer.accelerator, CPUAccelerator):
-        raise UserError(
-            f"params.yaml: this machine cannot train with {asked}: a CPU has bf16-mixed instead of 16-mixed"
+        trainer = lightning.Trainer(
+            **machine,
+            plugins=[VerifiedCheckpoints()],
+            max_epochs=1,  # for Lightning all epochs are one: the loader has every step
+            gradient_clip_val=parameters.gradient_clip or None,
+            num_sanity_val_steps=0,
+            use_distributed_sampler=False,  # each device picks its own share of a batch
+            deterministic="warn" if torch.cuda.is_available() else False,
+            # Curves, checkpoints and progress are callbacks of this project.
+            logger=False,
+            enable_checkpointing=False,
+            enable_model_summary=False,
+            enable_progress_bar=False,
         )
-    return trainer.world_size
+    except (MisconfigurationException, ModuleNotFoundError, ValueError, RuntimeError) as error:
+        raise UserError(f"params.yaml: this machine cannot train with {settings}: {error}") from None
+    if parameters.precision == "16-mixed" and isinstance(trainer.accelerator, CPUAccelerator):
+        message = f"params.yaml: this machine cannot train with {settings}: a CPU has bf16-mixed instead of 16-mixed"
+        raise UserError(message)
+    return trainer
 
 
 def _imitates_bfloat16(device: torch.device, parameters: TrainParams) -> bool:
+    """Return whether the device is a CPU that computes bfloat16 in software."""
     return device.type == "cpu" and parameters.precision.startswith("bf16") and not CPU_COMPUTES_BFLOAT16
 
 
 def _silence_warnings() -> None:
-    """Silence what Lightning says of choices that were made on purpose, unless all is to be logged."""
+    """Silence Lightning's warnings about choices that were made on purpose, except with --verbose."""
     if LOG.isEnabledFor(logging.INFO):
         return
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)

@@ -1,4 +1,4 @@
-"""What a training remembers of itself: its curves, its best weights, and when to stop on a loss that is no number."""
+"""The curves and the best weights of a training, and its end where the loss is infinite or not a number."""
 
 import math
 import time
@@ -10,8 +10,9 @@ import lightning
 import torch
 
 from stages.errors import UserError
-from stages.training.data_module import Batch, TrainingPlan
+from stages.training.data_module import Batch
 from stages.training.lightning_module import LanguageModel
+from stages.training.plan import TrainingPlan
 
 # Enough points for any plot, and few enough that the curve of a long training can be kept in git.
 CURVE_POINTS = 500
@@ -21,24 +22,24 @@ Log = Callable[[dict[str, float], int], None]
 
 @dataclass
 class Curves:
-    """What came out of a training, by optimiser step."""
+    """The curves of a training: (optimiser step, value)."""
 
     train_loss: list[tuple[int, float]] = field(default_factory=list)
-    """Mean nats per target over the steps since the point before."""
+    """Mean loss over the steps since the point before, in nats per target."""
     learning_rate: list[tuple[int, float]] = field(default_factory=list)
     validation_loss: list[tuple[int, float]] = field(default_factory=list)
-    """Mean nats per target over the whole validation split."""
+    """Mean loss over the whole validation split, in nats per target."""
 
 
 class TrainingHistory(lightning.Callback):
-    """Collects the curves, and hands each point to ``log`` as well."""
+    """Collects the curves, and passes each point to ``log`` as well."""
 
     def __init__(self, plan: TrainingPlan, log: Log) -> None:
         self.curves = Curves()
         self._plan = plan
         self._log = log
         self._every = math.ceil(plan.steps / CURVE_POINTS)
-        self._scored = 0
+        self._scored_tokens = 0
         self._tokens = 0
         self._since = self._validating_since = time.perf_counter()
 
@@ -48,14 +49,14 @@ class TrainingHistory(lightning.Callback):
         return self.curves.validation_loss[-1][0] if self.curves.validation_loss else None
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a resumed training needs to go on with the curves."""
-        return {"curves": vars(self.curves), "scored": self._scored}
+        """Return what a resumed training needs to continue the curves."""
+        return {"curves": vars(self.curves), "scored_tokens": self._scored_tokens}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on where the state was taken."""
+        """Continue where the state was saved."""
         for name, points in state_dict["curves"].items():
             getattr(self.curves, name)[:] = points
-        self._scored = state_dict["scored"]
+        self._scored_tokens = state_dict["scored_tokens"]
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Start the clock of the first point's speed."""
@@ -77,7 +78,7 @@ class TrainingHistory(lightning.Callback):
         self._tokens += batch.input_ids.numel() * trainer.world_size
         if (batch_idx + 1) % self._plan.micro_batches:
             return
-        self._scored += batch.scored_in_step
+        self._scored_tokens += batch.scored_in_step
         if trainer.global_step % self._every == 0 or trainer.global_step == self._plan.steps:
             self._add_point(trainer, pl_module)
 
@@ -104,13 +105,13 @@ class TrainingHistory(lightning.Callback):
     def _add_point(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         assert isinstance(pl_module, LanguageModel)  # noqa: S101 - tells the type checker
         step = trainer.global_step
-        nats = pl_module.pop_step_losses()
-        loss = float(nats.sum()) / max(1, self._scored)
+        step_losses = pl_module.pop_step_losses()
+        loss = float(step_losses.sum()) / max(1, self._scored_tokens)
         if not math.isfinite(loss):
-            first_bad = int(torch.isfinite(nats).logical_not().nonzero()[0])
+            first_bad = int(torch.isfinite(step_losses).logical_not().nonzero()[0])
             before = self.curves.train_loss[-1][0] if self.curves.train_loss else 0
             message = (
-                f"the training loss became {float(nats[first_bad])} at step {before + 1 + first_bad} of {self._plan.steps}: "
+                f"the training loss became {float(step_losses[first_bad])} at step {before + 1 + first_bad} of {self._plan.steps}: "
                 "in params.yaml lower train.learning_rate, or set train.gradient_clip to 1.0"
             )
             raise UserError(message)
@@ -126,7 +127,7 @@ class TrainingHistory(lightning.Callback):
             },
             step,
         )
-        self._scored, self._tokens, self._since = 0, 0, now
+        self._scored_tokens, self._tokens, self._since = 0, 0, now
 
 
 class BestWeights(lightning.Callback):
@@ -138,11 +139,11 @@ class BestWeights(lightning.Callback):
         self.weights: dict[str, torch.Tensor] = {}
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a resumed training needs to go on comparing."""
+        """Return what a resumed training needs to compare its next weights."""
         return {"step": self.step, "loss": self.loss, "weights": self.weights}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on where the state was taken."""
+        """Continue where the state was saved."""
         self.step, self.loss, self.weights = state_dict["step"], state_dict["loss"], state_dict["weights"]
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:

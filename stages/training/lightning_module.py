@@ -10,8 +10,9 @@ from torch.nn import functional
 from stages.core.loss import summed_loss
 from stages.core.transformer import Transformer
 from stages.core.windows import IGNORE_INDEX
-from stages.training.data_module import Batch, TrainingPlan
+from stages.training.data_module import Batch
 from stages.training.optimization import TrainParams, build_optimizer, learning_rate_factor
+from stages.training.plan import TrainingPlan
 
 
 class LanguageModel(lightning.LightningModule):
@@ -23,50 +24,51 @@ class LanguageModel(lightning.LightningModule):
         self._optimization = parameters
         self._plan = plan
         self._compiled_loss = torch.compile(self._eager_loss, dynamic=False) if parameters.compile else None
-        # The losses since the last call of pop_step_losses: of each micro-batch of this device, and of each step before the last
-        # checkpoint, over all devices.
-        self._nats: list[torch.Tensor] = []
-        self._nats_before = torch.zeros(0, dtype=torch.double)
-        self._validation_nats: list[torch.Tensor] = []
+        # Summed losses since the last call of pop_step_losses, in nats: of each micro-batch of this device, and of each step
+        # before the last checkpoint, over all devices.
+        self._losses: list[torch.Tensor] = []
+        self._step_losses_before = torch.zeros(0, dtype=torch.double)
+        self._validation_losses: list[torch.Tensor] = []
         self._validation_scored = 0
 
     def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
         """Return this micro-batch's share of the step's mean loss, in nats per target."""
         if self.network.config.dropout > 0:
             self._seed_dropout(batch_idx)
-        nats = self._summed_loss(batch.input_ids, batch.targets)
-        self._nats.append(nats.detach())
+        loss_sum = self._summed_loss(batch.input_ids, batch.targets)
+        self._losses.append(loss_sum.detach())
         # Lightning divides by the micro-batches and averages over the devices; the mean is over all targets of the step.
         shares = self._plan.micro_batches * self.trainer.world_size
-        return nats * (shares / max(1, batch.scored_in_step))
+        return loss_sum * (shares / max(1, batch.scored_in_step))
 
     def pop_step_losses(self) -> torch.Tensor:
         """Return the summed loss of each step since the last call, over all devices, in nats: double [steps], on the CPU."""
-        nats = torch.stack(self._nats) if self._nats else torch.zeros(0)
-        steps = self._sum_over_devices(nats).reshape(-1, self._plan.micro_batches).sum(1)
-        taken = torch.cat([self._nats_before, steps])
-        self._nats, self._nats_before = [], torch.zeros(0, dtype=torch.double)
-        return taken
+        losses = torch.stack(self._losses) if self._losses else torch.zeros(0)
+        step_losses = self._sum_over_devices(losses).reshape(-1, self._plan.micro_batches).sum(1)
+        step_losses = torch.cat([self._step_losses_before, step_losses])
+        self._losses, self._step_losses_before = [], torch.zeros(0, dtype=torch.double)
+        return step_losses
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Save the losses since the last call of ``pop_step_losses``, as sums in which devices and micro-batches do not show."""
-        checkpoint["nats"] = self._nats_before = self.pop_step_losses()
+        """Save the losses since the last call of ``pop_step_losses``, as one sum a step, whatever the devices and micro-batches."""
+        checkpoint["step_losses"] = self._step_losses_before = self.pop_step_losses()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Go on with the losses of the steps before, whatever number of devices they were computed on."""
-        self._nats_before = checkpoint["nats"]
+        """Continue with the losses of the steps before, whatever number of devices computed them."""
+        self._step_losses_before = checkpoint["step_losses"]
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Count the loss of one batch of the validation split."""
-        self._validation_nats.append(self._summed_loss(batch.input_ids, batch.targets))
+        self._validation_losses.append(self._summed_loss(batch.input_ids, batch.targets))
         self._validation_scored += batch.scored_in_step
 
     def on_validation_epoch_end(self) -> None:
         """Log the mean loss over every target of the validation split, in nats."""
-        nats = torch.stack(self._validation_nats).cpu().double().sum() if self._validation_nats else torch.zeros(())
+        losses = self._validation_losses
+        loss_sum = torch.stack(losses).cpu().double().sum() if losses else torch.zeros(())
         scored = self._sum_over_devices(torch.tensor(float(self._validation_scored)))
-        self.log("validation_loss", float(self._sum_over_devices(nats) / max(1.0, float(scored))), prog_bar=True)
-        self._validation_nats, self._validation_scored = [], 0
+        self.log("validation_loss", float(self._sum_over_devices(loss_sum) / max(1.0, float(scored))), prog_bar=True)
+        self._validation_losses, self._validation_scored = [], 0
 
     def configure_optimizers(self) -> Any:
         """Build the optimiser and its schedule, which moves at every step."""

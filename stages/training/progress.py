@@ -1,4 +1,4 @@
-"""What a person sees of a training: a bar in a terminal, a line now and then elsewhere."""
+"""The progress of a training: a bar in a terminal, a few lines elsewhere."""
 
 import sys
 import time
@@ -7,15 +7,16 @@ from typing import Any
 import lightning
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from stages.training.data_module import Batch, TrainingPlan
+from stages.training.data_module import Batch
 from stages.training.history import Curves
+from stages.training.plan import TrainingPlan
 
 LINES = 10
 REFRESHES_A_SECOND = 4
 
 
 def progress_callback(plan: TrainingPlan, curves: Curves) -> lightning.Callback:
-    """Choose by where standard output goes."""
+    """Return a bar where standard output is a terminal, lines elsewhere."""
     return ProgressBar(plan, curves) if sys.stdout.isatty() else ProgressLines(plan, curves)
 
 
@@ -57,13 +58,13 @@ class _Watch(lightning.Callback):
         """Prepare to show steps."""
 
     def show(self) -> None:
-        """Tell a person where the training stands."""
+        """Show the present step."""
         raise NotImplementedError
 
-    def passes(self) -> str:
-        """Return the pass over the examples that is under way, of how many."""
-        done, total = (steps * self._plan.batch_size / self._plan.examples for steps in (self._step, self._plan.steps))
-        return f"pass {done:.1f}/{total:.1f}" if total < 10 else f"pass {done:.0f}/{total:.0f}"
+    def epochs(self) -> str:
+        """Return the epochs that are done, of how many."""
+        done, total = self._plan.epochs(self._step), self._plan.epochs(self._plan.steps)
+        return f"epoch {done:.1f}/{total:.1f}" if total < 10 else f"epoch {done:.0f}/{total:.0f}"
 
     def figures(self) -> str:
         """Return the newest losses and the speed."""
@@ -79,7 +80,7 @@ class _Watch(lightning.Callback):
 
 
 class ProgressBar(_Watch):
-    """One line that moves: pass, step, losses, speed, time left."""
+    """One line that moves: epoch, step, losses, speed, time left."""
 
     _progress: Progress | None = None
     _task = TaskID(0)
@@ -96,23 +97,23 @@ class ProgressBar(_Watch):
             expand=True,
         )
         self._task = self._progress.add_task(
-            self.passes(), total=self._plan.steps, completed=self._step, figures=self.figures()
+            self.epochs(), total=self._plan.steps, completed=self._step, figures=self.figures()
         )
         self._progress.start()
 
     def show(self) -> None:
         """Move the bar; it is drawn a few times a second, however fast the steps are."""
         if self._progress is not None:
-            self._progress.update(self._task, description=self.passes(), completed=self._step, figures=self.figures())
+            self._progress.update(self._task, description=self.epochs(), completed=self._step, figures=self.figures())
 
     def teardown(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
-        """Leave the bar as it stands."""
+        """Stop the bar where it is."""
         self._stop()
 
     def on_exception(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, exception: BaseException
     ) -> None:
-        """Leave the bar as it stands: after an exception Lightning calls this instead, and what is said next needs a line."""
+        """Stop the bar where it is: after an exception Lightning calls this instead, and the message needs a line of its own."""
         self._stop()
 
     def _stop(self) -> None:
@@ -128,4 +129,4 @@ class ProgressLines(_Watch):
         """Print a line every tenth of the way."""
         if self._step % max(1, self._plan.steps // LINES) == 0:
             left = f"{self.seconds_left():,.0f} s left"
-            print(f"step {self._step}/{self._plan.steps}, {self.passes()}: {self.figures()}, {left}", flush=True)
+            print(f"step {self._step}/{self._plan.steps}, {self.epochs()}: {self.figures()}, {left}", flush=True)

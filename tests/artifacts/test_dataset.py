@@ -18,7 +18,8 @@ from stages.artifacts.token_shards import (
 )
 from stages.core.windows import DatasetParams
 from stages.errors import UserError
-from stages.training.data_module import TrainingBatches, plan_training
+from stages.training.data_module import TrainingBatches
+from stages.training.plan import plan_training
 from tests.training.conftest import train_parameters
 
 TOKENS = 1_000_000

@@ -10,7 +10,7 @@ from stages.core.examples import Examples
 from stages.core.transformer import Transformer, TransformerConfig
 from stages.core.windows import DatasetParams, RowSpans
 from stages.parameters import read_all
-from stages.training.fit import Trained, fit
+from stages.training.fit import TrainingResult, fit
 from stages.training.optimization import TrainParams
 from stages.training.runtime import RuntimeParams
 
@@ -61,7 +61,7 @@ def examples(rows: int = 20, packing: str = "rows", seed: int = 0) -> Examples:
 
 def train(
     model: Transformer, *, rows: int = 20, held_out: int = 0, runtime: dict[str, Any] | None = None, **changed: Any
-) -> Trained:
+) -> TrainingResult:
     """Train ``model`` on ``examples`` with ``train_parameters``."""
     validation = examples(held_out, seed=1) if held_out else None
     return fit(

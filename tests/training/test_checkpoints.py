@@ -15,7 +15,7 @@ import torch
 from stages.core.transformer import Transformer
 from stages.errors import Stopped, UserError
 from stages.training.checkpoints import CheckpointFolder
-from stages.training.fit import Trained, fit
+from stages.training.fit import TrainingResult, fit
 from tests.training.conftest import examples, network, runtime_parameters, train_parameters
 
 EVERY_STEP = 1e-9
@@ -44,7 +44,7 @@ def train(
     runtime: dict[str, Any] | None = None,
     dropout: float = 0.2,
     **changed: Any,
-) -> tuple[Transformer, Trained]:
+) -> tuple[Transformer, TrainingResult]:
     """Train; after step ``stop_at``, call ``stop``, by default an error."""
 
     def log(metrics: dict[str, float], step: int) -> None:
@@ -59,7 +59,7 @@ def train(
     return model, fit(model, examples(), examples(7, seed=1), parameters, settings, log, folder)
 
 
-def assert_same(one: tuple[Transformer, Trained], other: tuple[Transformer, Trained]) -> None:
+def assert_same(one: tuple[Transformer, TrainingResult], other: tuple[Transformer, TrainingResult]) -> None:
     for (name, first), second in zip(one[0].state_dict().items(), other[0].state_dict().values(), strict=True):
         assert torch.equal(first, second), name
     assert one[1] == other[1]

@@ -4,7 +4,8 @@ import torch
 
 from stages.core.windows import IGNORE_INDEX
 from stages.errors import UserError
-from stages.training.data_module import Batch, ScoringBatches, TrainingBatches, TrainingPlan, plan_training
+from stages.training.data_module import Batch, ScoringBatches, TrainingBatches
+from stages.training.plan import TrainingPlan, plan_training
 from tests.training.conftest import CONTEXT_LENGTH, EOS_ID, examples, train_parameters
 
 

@@ -54,7 +54,8 @@ def test_a_compiled_network_learns_what_a_plain_one_does_and_compiles_one_shape(
 def test_the_first_training_loss_is_that_of_the_untrained_model() -> None:
     model = network()
     from stages.core.windows import IGNORE_INDEX  # noqa: PLC0415
-    from stages.training.data_module import TrainingBatches, plan_training  # noqa: PLC0415
+    from stages.training.data_module import TrainingBatches  # noqa: PLC0415
+    from stages.training.plan import plan_training  # noqa: PLC0415
 
     batch = TrainingBatches(examples(), plan_training(20, train_parameters(), None, 1), rank=0)[0]
     logits = model(batch.input_ids).flatten(0, 1)
@@ -80,11 +81,11 @@ def test_the_best_weights_are_kept() -> None:
         min_learning_rate=0.0, gradient_clip=0.0,
     )  # fmt: skip
     losses = dict(trained.curves.validation_loss)
-    assert losses[trained.best_step] == min(losses.values())
-    assert trained.best_step < 20
+    assert losses[trained.kept_step] == min(losses.values())
+    assert trained.kept_step < 20
     again = fit(model, examples(), examples(7, seed=1), train_parameters(max_steps=1, learning_rate=1e-12, min_learning_rate=0.0),
                 runtime_parameters(), lambda _metrics, _step: None)  # fmt: skip
-    assert again.curves.validation_loss[0][1] == pytest.approx(losses[trained.best_step], abs=1e-5)
+    assert again.curves.validation_loss[0][1] == pytest.approx(losses[trained.kept_step], abs=1e-5)
 
 
 def test_patience_stops_a_training_that_no_longer_learns() -> None:

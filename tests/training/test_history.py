@@ -5,9 +5,10 @@ import pytest
 import torch
 
 from stages.training import fit as fit_module
-from stages.training.data_module import Batch, TrainingBatches, plan_training
+from stages.training.data_module import Batch, TrainingBatches
 from stages.training.fit import fit
 from stages.training.lightning_module import LanguageModel
+from stages.training.plan import plan_training
 from tests.training.conftest import examples, network, runtime_parameters, train, train_parameters
 
 NO_LONGER_LEARNS: dict[str, Any] = {
