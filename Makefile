@@ -1,78 +1,102 @@
 # One line a target; `make help` prints them.
-VENV ?= .venv
-PYTHON ?= python3
-PRESET ?=
-TEXT ?=
-NANOGPT ?=
-THREADS ?=
-PORT ?= 5000
-BIN := $(VENV)/bin
+# What a user gives is text: neither make nor the shell runs any of it. Recipes read it as "$$NAME", from the environment.
+override VENV := $(or $(value VENV),.venv)
+override PYTHON := $(or $(value PYTHON),python3)
+override PORT := $(or $(value PORT),5000)
+override PRESET := $(value PRESET)
+override TEXT := $(value TEXT)
+override NANOGPT := $(value NANOGPT)
+override THREADS := $(value THREADS)
+override UPGRADE := $(value UPGRADE)
+export VENV PYTHON PORT PRESET TEXT NANOGPT THREADS UPGRADE
 export DVC_NO_ANALYTICS := true
 export MLFLOW_DISABLE_TELEMETRY := true
+# Stages and hooks call `python`: that of the virtual environment.
+IN_VENV = PATH="$$(CDPATH= cd -- "$$VENV/bin" && pwd):$$PATH"
+THREADS_OPTION = $${THREADS:+"--threads=$$THREADS"}
+PEER_OPTIONS = $${NANOGPT:+"--nanogpt=$$NANOGPT"} $(THREADS_OPTION)
 
-.PHONY: help repro test bench ui compare lock clean
+.PHONY: help repro preset test slow ui compare bench deps lock clean repository venv installed installed-dev
 
 help: ## Show this list.
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
 
-repro: $(VENV)/installed ## Run the pipeline; PRESET=toy|addition|characters|gpt2 takes that preset (TEXT=file for characters and gpt2).
-ifneq ($(PRESET),)
-	@$(BIN)/python -m presets.use $(PRESET) $(if $(TEXT),--text '$(TEXT)')
-endif
-	@PATH="$(abspath $(BIN)):$$PATH" $(BIN)/dvc repro
-	@$(BIN)/python -m stages.commands.summary
+repro: repository installed ## Run the pipeline; PRESET=toy|addition|characters|gpt2 takes that preset first (TEXT=file for characters and gpt2).
+	@[ -z "$$PRESET" ] || $(TAKE_PRESET)
+	@$(IN_VENV) dvc repro
+	@$(IN_VENV) python -m stages.commands.summary
 
-test: $(VENV)/installed-dev ## Lint, type-check and test.
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/mypy
-	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/pytest
+preset: installed ## Take PRESET (and TEXT) as params.yaml, and train nothing yet.
+	@$(TAKE_PRESET)
 
-ui: $(VENV)/installed ## Compare runs in MLflow, on 127.0.0.1:5000 (PORT=5001 for another port).
-	@PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m stages.commands.ui --port $(PORT)
+TAKE_PRESET = $(IN_VENV) python -m presets.use $${TEXT:+"--text=$$TEXT"} -- "$$PRESET"
 
-compare: $(VENV)/installed ## Compare all experiments in the terminal: figures, and the parameters in which they differ.
-	@PATH="$(abspath $(BIN)):$$PATH" $(BIN)/dvc exp show --only-changed \
+test: installed-dev ## Lint, type-check and test.
+	@$(IN_VENV) ruff check .
+	@$(IN_VENV) ruff format --check .
+	@$(IN_VENV) mypy
+	@$(IN_VENV) pytest
+
+ui: installed ## Compare runs in MLflow, on 127.0.0.1:5000 (PORT=5001 for another port).
+	@$(IN_VENV) python -m stages.commands.ui "--port=$$PORT"
+
+compare: installed ## Compare all experiments in the terminal: figures, and the parameters in which they differ.
+	@$(IN_VENV) dvc exp show --only-changed \
 		--drop '.*/.*|Executor|steps|epochs|parameters|best_step|perplexity|bits_per_byte|completion_token_accuracy'
 
-bench: $(VENV)/installed-dev ## Measure speed beside other projects, into docs/performance.md (NANOGPT=path, THREADS=1).
-	$(BIN)/python -m benchmarks.training $(BENCH)
-	$(BIN)/python -m benchmarks.attention $(THREADS_OPTION)
-	$(BIN)/python -m benchmarks.loss $(THREADS_OPTION)
-	$(BIN)/python -m benchmarks.generation $(BENCH)
-	$(BIN)/python -m benchmarks.overhead $(THREADS_OPTION) --rounds 24
-	$(BIN)/python -m benchmarks.preparation
-	$(BIN)/python -m benchmarks.byte_pairs
-	$(BIN)/python -m benchmarks.startup
+bench: installed-dev ## Measure speed beside other projects, into docs/performance.md (NANOGPT=path, THREADS=1).
+	@$(IN_VENV) python -m benchmarks.training $(PEER_OPTIONS)
+	@$(IN_VENV) python -m benchmarks.attention $(THREADS_OPTION)
+	@$(IN_VENV) python -m benchmarks.loss $(THREADS_OPTION)
+	@$(IN_VENV) python -m benchmarks.generation $(PEER_OPTIONS)
+	@$(IN_VENV) python -m benchmarks.overhead $(THREADS_OPTION) --rounds 24
+	@$(IN_VENV) python -m benchmarks.preparation
+	@$(IN_VENV) python -m benchmarks.byte_pairs
+	@$(IN_VENV) python -m benchmarks.startup
 
-THREADS_OPTION = $(if $(THREADS),--threads $(THREADS))
-BENCH = $(if $(NANOGPT),--nanogpt '$(NANOGPT)') $(THREADS_OPTION)
+deps: installed-dev ## Write into dvc.yaml which source files each stage imports (the pre-commit hook does it too).
+	@$(IN_VENV) python -m tests.code_deps
 
-lock: $(VENV)/installed-dev ## Pin the newest allowed version of every dependency (for maintainers).
-	$(BIN)/pip install --quiet uv
-	$(LOCK) pyproject.toml --output-file requirements.lock
-	$(LOCK) --extra dev --constraint requirements.lock pyproject.toml --output-file requirements-dev.lock
+lock: installed-dev ## Lock what pyproject.toml asks for, at the versions locked now (UPGRADE=yes: at the newest allowed).
+	@$(IN_VENV) python -m pip install --quiet --disable-pip-version-check uv
+	@$(LOCK) --output-file requirements.lock pyproject.toml
+	@$(LOCK) --extra dev --constraint requirements.lock --output-file requirements-dev.lock pyproject.toml
+	@{ echo '# Which build of torch fits the machine is for its user to say, so that no hash is here; written by `make lock`.'; \
+		sed -n 's/^ *"\(torch==[^"]*\)",$$/\1/p' pyproject.toml; } > requirements-torch.lock
 
-# What torch needs for a GPU is pinned by torch itself: listed here, a CPU-only torch would pull it as well.
-LOCK = $(BIN)/uv pip compile --upgrade --universal --no-annotate --custom-compile-command 'make lock' --python-version 3.11 \
-	$(foreach package,triton cuda-bindings cuda-pathfinder cuda-toolkit nvidia-cublas nvidia-cuda-cupti nvidia-cuda-nvrtc \
+# One version of torch has many builds (CUDA, CPU, ROCm), each with hashes and packages of its own: its build is the user's choice.
+UNLOCKED := torch triton cuda-bindings cuda-pathfinder cuda-toolkit nvidia-cublas nvidia-cuda-cupti nvidia-cuda-nvrtc \
 	nvidia-cuda-runtime nvidia-cudnn-cu13 nvidia-cufft nvidia-cufile nvidia-curand nvidia-cusolver nvidia-cusparse \
-	nvidia-cusparselt-cu13 nvidia-nccl-cu13 nvidia-nvjitlink nvidia-nvshmem-cu13 nvidia-nvtx,--no-emit-package $(package))
+	nvidia-cusparselt-cu13 nvidia-nccl-cu13 nvidia-nvjitlink nvidia-nvshmem-cu13 nvidia-nvtx
+LOCK = $(IN_VENV) uv pip compile --quiet --universal --generate-hashes --no-annotate --no-emit-index-url --no-emit-find-links \
+	--custom-compile-command 'make lock' --python-version 3.11 $${UPGRADE:+--upgrade} \
+	$(foreach package,$(UNLOCKED),--no-emit-package $(package))
 
 clean: ## Remove the virtual environment (data, models and runs stay).
-	rm -rf $(VENV)
+	@[ ! -e "$$VENV" ] || [ -e "$$VENV/pyvenv.cfg" ] || { echo "error: $$VENV: no virtual environment, kept" >&2; exit 1; }
+	@rm -rf -- "$$VENV"
 
-# The stamps say which lock is installed, so that a second call installs nothing.
-$(VENV)/bin/python:
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12")'
-	@$(PYTHON) -m venv $(VENV)
+repository:
+	@git rev-parse --git-dir >/dev/null 2>&1 || $(call fail,this folder is no git repository$(comma) which DVC needs (a ZIP has \
+		none); type: git init --quiet && git add . && git commit --quiet --message Start)
+	@[ ! -L data ] || $(call fail,data is a symbolic link$(comma) which DVC refuses; make it a folder$(comma) and give data.csv in \
+		params.yaml the full path of a file elsewhere)
 
-$(VENV)/installed: requirements.lock | $(VENV)/bin/python
-	@echo 'Installing requirements.lock into $(VENV): some minutes, once.'
-	@$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.lock
-	@touch $@
+venv:
+	@[ -e "$$VENV/bin/python" ] || "$$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || $(call fail,Python 3.11 \
+		to 3.13 is needed; for example: make PYTHON=python3.12)
+	@[ -e "$$VENV/bin/python" ] || "$$PYTHON" -m venv -- "$$VENV"
 
-$(VENV)/installed-dev: requirements-dev.lock | $(VENV)/installed
-	@echo 'Installing requirements-dev.lock into $(VENV).'
-	@$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-dev.lock
-	@touch $@
+# A stamp says which lock is installed, so that a second call installs nothing. `--no-deps`: the lock names every package, each
+# with its hashes. torch comes last and without them; what it needs is there by then, and a torch that was there first is kept.
+installed: venv
+	@$(call install,requirements.lock,installed)
+
+installed-dev: installed
+	@$(call install,requirements-dev.lock,installed-dev)
+
+install = [ "$$VENV/$2" -nt $1 ] || { echo "Installing $1 into $$VENV: some minutes, once." && \
+	$(PIP) --require-hashes --no-deps -r $1 && $(PIP) -r requirements-torch.lock && touch -- "$$VENV/$2"; }
+PIP = "$$VENV/bin/python" -m pip install --quiet --disable-pip-version-check
+comma := ,
+fail = { echo 'error: $1' >&2; exit 1; }

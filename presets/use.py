@@ -1,12 +1,16 @@
 """Take a preset as params.yaml, and make the CSV that it reads; `make repro PRESET=NAME` calls this first.
 
-A params.yaml of your own is saved as params.saved.yaml before it is replaced.
+A params.yaml of your own is kept in the folder params.saved before it is replaced.
 """
 
 import difflib
-import itertools
+import re
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 
 from presets.addition import ADDITION_FILE, write_addition
 from presets.text_to_csv import TEXT_FILE, write_text_csv
@@ -16,6 +20,7 @@ from stages.errors import UserError
 from stages.parameters import PARAMETERS_FILE
 
 PRESETS_FOLDER = Path("presets")
+SAVED_FOLDER = Path("params.saved")
 
 _READ_TEXT = ("characters", "gpt2")
 _TINY_SHAKESPEARE = "https://github.com/karpathy/char-rnn, data/tinyshakespeare/input.txt"
@@ -85,28 +90,54 @@ def prepare_data(name: str, text: Path | None) -> str | None:
 
 
 def take(preset: Path) -> str:
-    """Put a preset in place of params.yaml, whose content is saved first unless it is to be had elsewhere.
+    """Put a preset in place of params.yaml, whose content is saved first unless it is kept elsewhere.
 
     Returns:
         what was done, and how to undo it.
     """
     chosen = preset.read_bytes()
-    current = PARAMETERS_FILE.read_bytes() if PARAMETERS_FILE.exists() else chosen
-    if current == chosen and PARAMETERS_FILE.exists():
+    current = PARAMETERS_FILE.read_bytes() if PARAMETERS_FILE.exists() else None
+    if current == chosen:
         return f"{PARAMETERS_FILE} is {preset} already"
-    message = f"{PARAMETERS_FILE} is now {preset}"
-    if not _is_kept_elsewhere(current):
-        saved = _save(current)
-        message += f"; yours is saved as {saved}, to go back type: cp {saved} {PARAMETERS_FILE}"
+    way_back = None if current is None else _way_back(current) or f"cp {_save(current)} {PARAMETERS_FILE}"
     with atomic_file(PARAMETERS_FILE) as file:
         file.write(chosen)
-    return message
+    message = f"{PARAMETERS_FILE} is now {preset}"
+    return f"{message}; to go back to yours: {way_back}" if way_back else message
 
 
-def _is_kept_elsewhere(content: bytes) -> bool:
-    """Tell whether a preset or git's last commit has the same bytes."""
-    presets = (path.read_bytes() for path in PRESETS_FOLDER.glob("*.yaml"))
-    return content in presets or content == _committed()
+def _way_back(content: bytes) -> str | None:
+    """Return the command that brings a params.yaml back from where it is kept; None where it is kept nowhere."""
+    for path in (*_saved_files(), *PRESETS_FOLDER.glob("*.yaml")):
+        if _loses_nothing(content, path.read_bytes()):
+            return f"cp {path} {PARAMETERS_FILE}"
+    committed = _committed()
+    if committed is not None and _loses_nothing(content, committed):
+        return f"git checkout HEAD -- {PARAMETERS_FILE}"
+    return None
+
+
+def _loses_nothing(content: bytes, kept: bytes) -> bool:
+    """Return whether ``kept`` has the values of ``content`` and all of its comments.
+
+    `dvc exp run -S` writes the file anew, without some comments: that is no other content.
+    """
+    if content == kept:
+        return True
+    values = _values(content)
+    return values is not None and values == _values(kept) and _comments(content) <= _comments(kept)
+
+
+def _values(content: bytes) -> str | None:
+    """Return what a YAML file says, as text in which 1, 1.0 and true differ; None where it is no YAML."""
+    try:
+        return repr(YAML(typ="safe").load(content))
+    except (YAMLError, ValueError, RecursionError):
+        return None
+
+
+def _comments(content: bytes) -> set[bytes]:
+    return {comment.strip() for comment in re.findall(rb"#.*", content)}
 
 
 def _committed() -> bytes | None:
@@ -118,17 +149,20 @@ def _committed() -> bytes | None:
         return None
 
 
+def _saved_files() -> Iterator[Path]:
+    """Yield the files that were saved, the newest last: 1.yaml, 2.yaml, ..."""
+    number = 1
+    while (path := SAVED_FOLDER / f"{number}.yaml").exists():
+        yield path
+        number += 1
+
+
 def _save(content: bytes) -> Path:
-    """Write ``content`` under the first name that is free or holds the same."""
-    for number in itertools.count(1):
-        path = Path("params.saved.yaml" if number == 1 else f"params.saved-{number}.yaml")
-        if not path.exists():
-            with atomic_file(path) as file:
-                file.write(content)
-            return path
-        if path.read_bytes() == content:
-            return path
-    raise AssertionError("names do not run out")
+    """Write ``content`` under the next number."""
+    path = SAVED_FOLDER / f"{len(list(_saved_files())) + 1}.yaml"
+    with atomic_file(path) as file:
+        file.write(content)
+    return path
 
 
 if __name__ == "__main__":

@@ -140,3 +140,16 @@ def test_where_an_error_arose_is_told_with_verbose_and_where_it_was_not_expected
     assert "where the error arose\nTraceback" in told
     assert told.endswith("\nerror: no such file\n")
     assert "ZeroDivisionError" in start("1 / 0").communicate()[1]
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_file_that_is_run_by_its_path_prints_how_to_run_it(module: str) -> None:
+    done = subprocess.run(
+        [sys.executable, ROOT / f"{module.replace('.', '/')}.py"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stderr == f"error: run it as a module, in the project's folder: python -m {module}\n"

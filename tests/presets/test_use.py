@@ -16,7 +16,7 @@ GIT = ("git", "-c", "user.name=test", "-c", "user.email=test@example.com")
 
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Give a project's folder, with the toy committed, as the working folder."""
+    """Return a project's folder, with the toy committed, as the working folder."""
     shutil.copytree(ROOT / "presets", tmp_path / "presets")
     (tmp_path / "data").mkdir()
     shutil.copy(tmp_path / "presets" / "toy.yaml", tmp_path / "params.yaml")
@@ -34,7 +34,8 @@ def use(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
 
 def saved(project: Path) -> dict[str, str]:
     """Return what was saved, by name."""
-    return {path.name: path.read_text() for path in sorted(project.glob("params.saved*"))}
+    assert sorted(path.name for path in project.glob("params*")) in (["params.yaml"], ["params.saved", "params.yaml"])
+    return {path.name: path.read_text() for path in sorted((project / "params.saved").glob("*"))}
 
 
 def test_addition_with_its_data(
@@ -49,27 +50,58 @@ def test_addition_with_its_data(
     assert saved(project) == {}
 
 
-def test_a_file_of_the_users_is_saved_each_time(
+def test_each_content_of_the_users_is_saved_once(
     project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Different files get different names; equal ones share one."""
-    for content in ("first: 1\n", "second: 2\n", "first: 1\n", "third: 3\n"):
+    """Thirteen times back and forth leave no more files than there were contents."""
+    for content in ("first: 1\n", "second: 2\n", "first: 1\n") * 13 + ("third: 3\n",):
         (project / "params.yaml").write_text(content)
         use(monkeypatch, "addition")
-    assert saved(project) == {
-        "params.saved.yaml": "first: 1\n",
-        "params.saved-2.yaml": "second: 2\n",
-        "params.saved-3.yaml": "third: 3\n",
-    }
-    assert "to go back type: cp params.saved-3.yaml params.yaml" in capsys.readouterr().out
+    assert saved(project) == {"1.yaml": "first: 1\n", "2.yaml": "second: 2\n", "3.yaml": "third: 3\n"}
+    assert capsys.readouterr().out.endswith("to go back to yours: cp params.saved/3.yaml params.yaml\n")
 
 
-def test_a_committed_file_is_not_saved(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("old", "new", "way_back"),
+    [
+        ("", "", "cp presets/toy.yaml params.yaml"),
+        ("  # The highest learning rate.\n", "", "cp presets/toy.yaml params.yaml"),
+        ("learning_rate: 0.1", "learning_rate: 1e-1", "cp presets/toy.yaml params.yaml"),
+        ("The highest learning rate.", "0.2 was worse.", "cp params.saved/1.yaml params.yaml"),
+        ("learning_rate: 0.1", "learning_rate: 0.1  # 0.2 was worse", "cp params.saved/1.yaml params.yaml"),
+        ("learning_rate: 0.1", "learning_rate: 0.2", "cp params.saved/1.yaml params.yaml"),
+        ("batch_size: 1\n", "batch_size: true\n", "cp params.saved/1.yaml params.yaml"),
+        ("batch_size: 1\n", "batch_size: [1\n", "cp params.saved/1.yaml params.yaml"),
+    ],
+)
+def test_the_way_back_brings_back_every_value_and_comment(
+    old: str,
+    new: str,
+    way_back: str,
+    project: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """What a preset has is not copied; what anyone wrote is."""
+    mine = (project / "presets" / "toy.yaml").read_text().replace(old, new, 1)
+    (project / "params.yaml").write_text(mine)
+    use(monkeypatch, "addition")
+    assert capsys.readouterr().out.endswith(f"; to go back to yours: {way_back}\n")
+    assert saved(project) == ({"1.yaml": mine} if "saved" in way_back else {})
+
+
+def test_a_committed_file_is_not_saved(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Git has it."""
     (project / "params.yaml").write_text("mine: 1\n")
     subprocess.run([*GIT, "commit", "--quiet", "--no-gpg-sign", "--all", "--message=mine"], cwd=project, check=True)
     use(monkeypatch, "addition")
     assert saved(project) == {}
+    way_back = capsys.readouterr().out.partition("to go back to yours: ")[2].split()
+    assert way_back[0] == "git"
+    subprocess.run(way_back, cwd=project, check=True)
+    assert (project / "params.yaml").read_text() == "mine: 1\n"
 
 
 def test_without_git_and_without_a_file(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -77,7 +109,7 @@ def test_without_git_and_without_a_file(project: Path, monkeypatch: pytest.Monke
     shutil.rmtree(project / ".git")
     (project / "params.yaml").write_text("mine: 1\n")
     use(monkeypatch, "addition")
-    assert saved(project) == {"params.saved.yaml": "mine: 1\n"}
+    assert saved(project) == {"1.yaml": "mine: 1\n"}
     (project / "params.yaml").unlink()
     use(monkeypatch, "toy")
     assert (project / "params.yaml").read_bytes() == (project / "presets" / "toy.yaml").read_bytes()
