@@ -7,7 +7,8 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sized
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from importlib.metadata import version
 from types import FrameType
 from typing import Any, TypeVar
@@ -27,7 +28,10 @@ _FIXES = {
     errno.ENOTDIR: "a folder is expected there",
 }
 
+_TERMINAL_SECONDS, _LOG_SECONDS = 0.25, 10.0  # between two looks at the progress
+
 Chunk = TypeVar("Chunk", bound=Sized)
+Batch = TypeVar("Batch")
 
 
 def run(main: Callable[[], None]) -> None:
@@ -101,3 +105,21 @@ def with_progress(chunks: Iterable[Chunk], name: str, *, quiet: bool) -> Iterato
         rows += len(chunk)
         print(f"\r{name}: {rows:,} rows", end="", file=sys.stderr, flush=True)
     print("\r\033[K", end="", file=sys.stderr, flush=True)  # clear the line
+
+
+def track(batches: Sequence[Batch], *, name: str, quiet: bool) -> Iterator[Batch]:
+    """Pass batches on, and show how far they have come and how long the rest takes: in place on a terminal, else in lines."""
+    terminal = not quiet and sys.stderr.isatty()
+    began = printed_at = time.monotonic()
+    if terminal:
+        print(f"{name}: 0%", end="", file=sys.stderr, flush=True)
+    for done, batch in enumerate(batches, start=1):
+        yield batch
+        now = time.monotonic()
+        if not quiet and now - printed_at > (_TERMINAL_SECONDS if terminal else _LOG_SECONDS):
+            printed_at = now
+            left = (now - began) / done * (len(batches) - done)
+            line = f"{name}: {done / len(batches):.0%}, {left:,.0f} s left"
+            print(f"\r\033[K{line}" if terminal else line, end="" if terminal else "\n", file=sys.stderr, flush=True)
+    if terminal:
+        print("\r\033[K", end="", file=sys.stderr, flush=True)  # clear the line

@@ -3,6 +3,7 @@
 import logging
 import math
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -31,7 +32,7 @@ from stages.core.params_model import ParamsModel
 from stages.core.vocabulary import Vocabulary
 from stages.errors import UserError
 from stages.parameters import read_section
-from stages.report.content import ReportContent, build_content, choose, inspect_row
+from stages.report.content import ReportContent, Sample, build_content, choose, inspect_row
 from stages.report.markdown import describe_run
 from stages.report.metric_labels import scored_rows
 from stages.report.page import render
@@ -58,7 +59,7 @@ class EvaluateParams(ParamsModel):
     batch_size: Annotated[int, Field(ge=1)]
     """Examples scored at once; changes no figure."""
     max_new_tokens: Annotated[int, Field(ge=1)] | None
-    """The longest completion that is generated; null: as long as the longest in the data."""
+    """The longest completion that is generated; null: as long as the longest in the data, at most model.context_length."""
     samples: Annotated[int, Field(ge=0)]
     """Completions written to metrics/samples.csv."""
     register_as: Annotated[str, Field(pattern=r"^[\w .-]+$")] | None
@@ -80,10 +81,17 @@ def main() -> None:
     split, examples = open_held_out(metadata, network.config.context_length)
     LOG.info("scoring %s on %s, with %d threads", split, network.output.weight.device, torch.get_num_threads())
 
-    scores = score(network, examples, params.batch_size)
+    scores = score(network, examples, params.batch_size, partial(command_line.track, name="scores", quiet=quiet))
     check_finite(scores.loss)
     completions = complete_rows(
-        network, examples, vocabulary.eos_id, params.batch_size, params.max_new_tokens, params.samples
+        network,
+        examples,
+        scores.rows,
+        eos_id=vocabulary.eos_id,
+        batch_size=params.batch_size,
+        max_new_tokens=params.max_new_tokens,
+        texts=params.samples,
+        watch=partial(command_line.track, name="completions", quiet=quiet),
     )
     metrics = {"split": split, **summarise(scores, metadata.splits[split].scored_bytes, completions)}
     labels = token_labels(vocabulary)
@@ -115,11 +123,16 @@ def check_finite(loss: float) -> None:
         )
 
 
-def decode_samples(completions: Sequence[Completion], vocabulary: Vocabulary) -> list[tuple[str, str, str, bool]]:
-    """Return for each completion (prompt, expected, generated, whether these are the same), as texts."""
-    decode = vocabulary.decode
+def decode_samples(completions: Sequence[Completion], vocabulary: Vocabulary) -> list[Sample]:
+    """Return completions as texts."""
     return [
-        (decode(completion.prompt), decode(completion.expected), decode(completion.generated), completion.exact)
+        Sample(
+            vocabulary.decode(completion.prompt),
+            vocabulary.decode(completion.expected),
+            vocabulary.decode(completion.generated),
+            completion.exact,
+            completion.cut,
+        )
         for completion in completions
     ]
 
@@ -149,9 +162,7 @@ def inspect_model(
     return build_content(model.network, rows, labels, answers=answers)
 
 
-def write_results(
-    metrics: dict[str, Any], samples: list[tuple[str, str, str, bool]], scores: Scores, content: ReportContent
-) -> list[Path]:
+def write_results(metrics: dict[str, Any], samples: list[Sample], scores: Scores, content: ReportContent) -> list[Path]:
     """Write figures, tables, the page that a person opens, and pictures; return the files."""
     accuracy = accuracy_by_position(scores)
     confusions = [
@@ -159,7 +170,7 @@ def write_results(
         for target, prediction, count in confusion_matrix(scores)
     ]
     write_json(METRICS_FILE, metrics)
-    write_table(SAMPLES_FILE, ["prompt", "expected", "completion", "exact_match"], samples)
+    write_table(SAMPLES_FILE, Sample._fields, samples)
     write_table(POSITIONS_FILE, ["position", "accuracy", "tokens"], accuracy)
     write_table(CONFUSIONS_FILE, ["truth", "prediction", "count"], confusions)
     with atomic_file(REPORT_FILE) as file:
@@ -171,10 +182,16 @@ def write_results(
 
 
 def describe(metrics: dict[str, Any]) -> str:
-    """Return the figures as a line for people."""
+    """Return the figures for people, and what limits them."""
     names = ("loss", "next_token_accuracy", "completion_exact_match")
     figures = ", ".join(f"{name} {metrics[name]:.4f}" for name in names if name in metrics)
-    return f"scored {scored_rows(metrics)}: {figures} -> {METRICS_FILE}"
+    line = f"scored {scored_rows(metrics)}: {figures} -> {METRICS_FILE}"
+    if "completions_cut" not in metrics:
+        return line
+    return (
+        f"{line}\n{metrics['completions_cut']:,} completions were cut by evaluate.max_new_tokens (null: at most "
+        "model.context_length) while all was right; whether they end right is judged by their next tokens"
+    )
 
 
 if __name__ == "__main__":

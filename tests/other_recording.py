@@ -54,7 +54,7 @@ OTHERS: dict[str, dict[str, Any]] = {
     "stages.tracking": {"__path__": []},
     "stages.tracking.workspace": {"project_root": lambda: Path("elsewhere").resolve()},
     "stages.training.progress": {"progress_callback": lambda *_: lightning.Callback()},
-    "stages.command_line": {"command_parser": parser},
+    "stages.command_line": {"command_parser": parser, "track": lambda batches, **_: batches},
 }
 
 

@@ -1,5 +1,6 @@
 """How much every command prints, and how it ends."""
 
+import itertools
 import runpy
 import signal
 import subprocess
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from stages import command_line
 from tests.project import ROOT, Project, clean_environment
 
 MODULES = sorted(
@@ -153,3 +155,14 @@ def test_a_file_that_is_run_by_its_path_prints_how_to_run_it(module: str) -> Non
     )
     assert done.returncode == 1
     assert done.stderr == f"error: run it as a module, in the project's folder: python -m {module}\n"
+
+
+@pytest.mark.parametrize("quiet", [False, True])
+def test_progress_in_a_log_is_a_line_now_and_then_with_an_estimate(
+    quiet: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock = itertools.count(step=6.0)  # each batch takes six seconds
+    monkeypatch.setattr("stages.command_line.time.monotonic", lambda: next(clock))
+    assert list(command_line.track(range(5), name="scores", quiet=quiet)) == [0, 1, 2, 3, 4]
+    lines = "" if quiet else "scores: 40%, 18 s left\nscores: 80%, 6 s left\n"
+    assert capsys.readouterr().err == lines

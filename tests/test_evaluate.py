@@ -51,7 +51,9 @@ def test_any_plain_text_is_scored_completed_and_shown(texts: list[str], tokenize
 
     scores = score(model.network, split, 4)
     assert scores.tokens == counted.tokens
-    samples = complete_rows(model.network, split, vocabulary.eos_id, 4, None, 3)
+    samples = complete_rows(
+        model.network, split, scores.rows, eos_id=vocabulary.eos_id, batch_size=4, max_new_tokens=None, texts=3
+    )
     halves = [row for row, length in enumerate(rows.row_lengths) if length > 1]
     assert [sample.row for sample in samples] == halves[:3]
     assert inspect_model(model, split, samples, vocabulary, token_labels(vocabulary), completions_only=False).points
@@ -70,15 +72,25 @@ def test_scoring_training_rows_is_said() -> None:
     figures = {"split": "train", "rows": 2, "loss": 0.1}
     assert describe(figures).startswith("scored 2 train rows, as nothing is held out: loss 0.1000")
     assert describe(figures | {"split": "test"}).startswith("scored 2 test rows: loss 0.1000")
+    assert "cut" not in describe(figures)
+
+
+def test_completions_that_were_cut_are_counted() -> None:
+    line = describe({"split": "test", "rows": 20, "completion_exact_match": 1.0, "completions_cut": 12})
+    assert "\n12 completions were cut by evaluate.max_new_tokens" in line
 
 
 def test_samples_are_readable() -> None:
     characters = VocabularyParams(tokenizer="character", size=8000, unknown_token=False)
     vocabulary = build_vocabulary(characters, [["0123456789"]])
-    samples = complete_rows(network().eval(), examples(), EOS_ID, 4, None, 2)
+    model, split = network().eval(), examples()
+    samples = complete_rows(
+        model, split, score(model, split, 4).rows, eos_id=EOS_ID, batch_size=4, max_new_tokens=None, texts=2
+    )
     readable = decode_samples(samples, vocabulary)
     assert len(readable) == 2
-    for sample, (prompt, expected, completion, exact) in zip(samples, readable, strict=True):
-        digits = [int(character) for character in prompt + expected]
+    for sample, row in zip(samples, readable, strict=True):
+        digits = [int(character) for character in row.prompt + row.expected]
         assert digits == [*sample.prompt, *sample.expected]
-        assert exact == (completion == expected and sample.exact)
+        assert row.exact_match == (row.completion == row.expected and sample.exact)
+        assert row.cut == sample.cut

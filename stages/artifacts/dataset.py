@@ -32,9 +32,14 @@ def open_examples(split: Split, metadata: DatasetMetadata, context_length: int) 
     """Return the examples of a split; None where it has no rows.
 
     Raises:
-        UserError: the file is absent or damaged, or nothing in it is scored: its loss would be 0, as if all were right.
+        UserError: the split or its file is absent or damaged, or nothing in it is scored: its loss would be 0, as if all
+            were right.
     """
-    held = metadata.splits[split]
+    held = metadata.splits.get(split)
+    if held is None:
+        raise UserError(
+            f"{DATASET_FOLDER}/metadata.json: splits: {split} is missing; type `dvc repro --force build_dataset`"
+        )
     if not held.rows:
         return None
     if not held.scored_tokens:

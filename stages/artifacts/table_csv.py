@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -10,13 +11,16 @@ from stages.artifacts.atomic import atomic_file
 TRAIN_CURVE = Path("metrics/plots/train_loss.csv")
 VALIDATION_CURVE = Path("metrics/plots/validation_loss.csv")
 
+_ENDS_SCRIPT = re.compile(r"<(?=/?script|!--)", re.IGNORECASE)
 _FORMULA_BEGINS = ("=", "+", "-", "@", "\t", "\r")
 
 
 def write_table(path: Path, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """Write a table as CSV, with numbers in their shortest exact form.
 
-    Text that a spreadsheet would take for a formula gets an apostrophe before it, by which spreadsheets know text.
+    Text that a spreadsheet would take for a formula gets an apostrophe before it, by which spreadsheets know text. DVC
+    copies a plotted table into a page's script as it is: within ``</script``, ``<script`` and ``<!--``, which end or
+    change such a script, a space without width follows the ``<``.
     """
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
@@ -27,4 +31,7 @@ def write_table(path: Path, columns: Sequence[str], rows: Iterable[Sequence[obje
 
 
 def _as_text(cell: object) -> object:
-    return f"'{cell}" if isinstance(cell, str) and cell.startswith(_FORMULA_BEGINS) else cell
+    if not isinstance(cell, str):
+        return cell
+    text = _ENDS_SCRIPT.sub("<\N{ZERO WIDTH SPACE}", cell)
+    return f"'{text}" if text.startswith(_FORMULA_BEGINS) else text

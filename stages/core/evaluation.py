@@ -20,7 +20,7 @@ from stages.core.generation import generate
 from stages.core.windows import IGNORE_INDEX
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     import numpy.typing as npt
     from torch import Tensor, nn
@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from stages.core.examples import Examples
     from stages.core.transformer import Transformer
     from stages.core.windows import Int64s
+
+    Watch = Callable[[Sequence[slice]], Iterable[slice]]
+    """Passes batches on one by one, and may show how far they have come."""
 
 CONFUSION_TOKENS = 16
 """As many as can be read in one matrix."""
@@ -100,7 +103,9 @@ class Completion:
     expected: list[int]
     generated: list[int]
     exact: bool
-    """Whether the model generated what followed, to its end."""
+    """Whether the model generates what followed, to its end."""
+    cut: bool
+    """Whether it was stopped while all that it had generated was right: only its next tokens tell whether it is exact."""
 
 
 def batch_slices(count: int, size: int) -> list[slice]:
@@ -109,13 +114,14 @@ def batch_slices(count: int, size: int) -> list[slice]:
 
 
 @torch.inference_mode()
-def score(network: Transformer, examples: Examples, batch_size: int) -> Scores:
+def score(network: Transformer, examples: Examples, batch_size: int, watch: Watch = iter) -> Scores:
     """Compare every target of a split with the model's prediction, each with the true tokens before it.
 
     Args:
         network: in evaluation mode.
         examples: of the split.
         batch_size: examples that are scored at once.
+        watch: is given the batches.
     """
     device = network.output.weight.device
     context_length = network.config.context_length
@@ -125,7 +131,7 @@ def score(network: Transformer, examples: Examples, batch_size: int) -> Scores:
     by_position = np.zeros((2, context_length), dtype=np.int64)
     pairs: Counter[tuple[int, int]] = Counter()
     windows = examples.windows()
-    for which in batch_slices(len(windows), batch_size):
+    for which in watch(batch_slices(len(windows), batch_size)):
         batch = windows.select(which)
         input_ids, targets = (torch.from_numpy(array).to(device) for array in examples.gather(batch))
         losses, predictions = score_tokens(network.hidden_states(input_ids), network.output, targets)
@@ -192,40 +198,51 @@ def count_pairs(predictions: Int64s, targets: Int64s) -> Counter[tuple[int, int]
 
 
 def complete_rows(
-    network: Transformer, examples: Examples, eos_id: int, batch_size: int, max_new_tokens: int | None, texts: int
+    network: Transformer,
+    examples: Examples,
+    scores: RowScores,
+    *,
+    eos_id: int,
+    batch_size: int,
+    max_new_tokens: int | None,
+    texts: int,
+    watch: Watch = iter,
 ) -> list[Completion]:
     """Complete the prompts of a split greedily: all that have a completion, else the first halves of some texts.
 
     Args:
         network: in evaluation mode.
         examples: of the split.
+        scores: of its rows; they say whether a completion that was cut would have gone on right.
         eos_id: the token that ends a completion.
         batch_size: prompts that are completed at once.
-        max_new_tokens: the most tokens of a completion; None: as many as the longest completion of the split has.
+        max_new_tokens: the most tokens of a completion; None: as many as the longest completion of the split has, at
+            most as many as the context holds.
         texts: how many texts are continued where no row has a completion.
+        watch: is given the batches.
     """
     rows = examples.rows_with_completion()
     if len(rows) == 0:
         # White space has no words: such a text is <EOS> alone, without halves.
         rows = np.flatnonzero(np.diff(examples.spans.row_offsets) > 1)[:texts]
     pairs = [examples.prompt_and_rest(int(row)) for row in rows]
-    longest = max_new_tokens or max((len(rest) for _, rest in pairs), default=1)
+    longest = max((len(rest) for _, rest in pairs), default=1)
+    limit = max_new_tokens or min(longest, network.config.context_length)
     # Prompts of similar length share a batch, which saves padding.
     order = sorted(range(len(pairs)), key=lambda index: len(pairs[index][0]))
     generated: dict[int, list[int]] = {}
-    for which in batch_slices(len(order), batch_size):
+    for which in watch(batch_slices(len(order), batch_size)):
         batch = order[which]
-        generated |= zip(batch, generate(network, [pairs[index][0] for index in batch], eos_id, longest), strict=True)
-    return [
-        Completion(
-            int(rows[index]),
-            _without(eos_id, prompt),
-            _without(eos_id, rest),
-            _without(eos_id, generated[index]),
-            exact=generated[index] == rest,
-        )
-        for index, (prompt, rest) in enumerate(pairs)
-    ]
+        generated |= zip(batch, generate(network, [pairs[index][0] for index in batch], eos_id, limit), strict=True)
+    all_correct = (scores.completion_tokens > 0) & (scores.completion_correct == scores.completion_tokens)  # [R]
+    completions = []
+    for index, (prompt, rest) in enumerate(pairs):
+        row = int(rows[index])
+        cut = len(rest) > limit and generated[index] == rest[:limit]
+        exact = generated[index] == rest or (cut and bool(all_correct[row]))
+        token_ids = [_without(eos_id, part) for part in (prompt, rest, generated[index])]
+        completions.append(Completion(row, token_ids[0], token_ids[1], token_ids[2], exact, cut))
+    return completions
 
 
 def summarise(scores: Scores, scored_bytes: int, completions: Sequence[Completion]) -> dict[str, float]:
@@ -253,6 +270,9 @@ def summarise(scores: Scores, scored_bytes: int, completions: Sequence[Completio
     if completion_tokens:
         metrics["completion_token_accuracy"] = int(rows.completion_correct.sum()) / completion_tokens
         metrics["completion_exact_match"] = sum(completion.exact for completion in completions) / len(completions)
+        cut = sum(completion.cut for completion in completions)
+        if cut:
+            metrics["completions_cut"] = cut
     return {name: round(value, DECIMALS) for name, value in metrics.items()}
 
 

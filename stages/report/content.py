@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -15,6 +16,17 @@ HEADS = 6
 LIKELY = 8
 POINTS = 1000
 NAMED_POINTS = 60
+
+
+class Sample(NamedTuple):
+    """One line of metrics/samples.csv: a prompt, what followed it in the data, what the model generated."""
+
+    prompt: str
+    expected: str
+    completion: str
+    exact_match: bool
+    cut: bool
+    """Whether the completion was stopped by evaluate.max_new_tokens while all of it was right."""
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from stages.report.content import Sample
 from stages.report.metric_labels import METRIC_LABELS, format_metric, scored_rows
 
 SAMPLES = 3
@@ -11,8 +12,8 @@ MOST_CHARACTERS = 120
 GAP = "&emsp;"
 
 
-def describe_run(metrics: Mapping[str, Any], samples: Sequence[tuple[str, str, str, bool]]) -> str:
-    """Return a table of figures and some completions: prompt, expected, completion, whether they are the same."""
+def describe_run(metrics: Mapping[str, Any], samples: Sequence[Sample]) -> str:
+    """Return a table of figures and one of some completions."""
     lines = [
         f"### Results on {scored_rows(metrics)}",
         "",
@@ -25,14 +26,15 @@ def describe_run(metrics: Mapping[str, Any], samples: Sequence[tuple[str, str, s
     if samples:
         lines += ["", "### Samples", "", f"| prompt{GAP} | expected{GAP} | completion{GAP} | |", "|---|---|---|---|"]
         lines += [
-            f"| {_cell(prompt)} | {_cell(expected)} | {_cell(completion)} | {'✓' if exact else '✗'} |"
-            for prompt, expected, completion, exact in samples[:SAMPLES]
+            f"| {_cell(sample.prompt)} | {_cell(sample.expected)} | {_cell(sample.completion)}{' (cut)' if sample.cut else ''} "
+            f"| {'✓' if sample.exact_match else '✗'} |"
+            for sample in samples[:SAMPLES]
         ]
     return "\n".join(lines)
 
 
 def _cell(text: str) -> str:
-    """Write a text that stays a text within a Markdown table."""
+    """Return a text that stays a text within a Markdown table."""
     text = text if len(text) <= MOST_CHARACTERS else text[: MOST_CHARACTERS - 1] + "…"
     text = "".join(f"&#{ord(character)};" if character in "&<>|`*_[]()#!~$\\" else character for character in text)
     return " ".join(text.split()) or " "

@@ -10,18 +10,19 @@ METRIC_LABELS = {
     "next_token_accuracy": "next-token accuracy",
     "completion_token_accuracy": "completion token accuracy",
     "completion_exact_match": "completions right",
+    "completions_cut": "completions cut, judged by their next tokens",
 }
-"""Name -> label, the ones that matter first seen."""
+"""Name -> label, the ones that matter first."""
 
 
 def scored_rows(metrics: Mapping[str, Any]) -> str:
-    """Say which rows the figures are of."""
+    """Return in words which rows the figures are of."""
     note = ", as nothing is held out" if metrics["split"] == "train" else ""
     return f"{metrics['rows']:,} {metrics['split']} rows{note}"
 
 
 def format_metric(value: Any) -> str:
-    """Write a figure with as many digits as one compares."""
+    """Return a figure with as many digits as one compares."""
     if not isinstance(value, float):
         return f"{value:,}" if isinstance(value, int) else str(value)
     return f"{value:.4f}" if abs(value) < 1000 else f"{value:,.0f}"

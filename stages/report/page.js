@@ -21,6 +21,7 @@
   const text = () => data.rows[chosen.text];
   const steps = (one) => one.tokens.length - 1;
   const scored = (one, step) => step + 1 >= one.scoredStart;
+  const firstScored = (one) => Math.max(one.scoredStart, 1) - 1;
   const missed = (one, step) => scored(one, step) && !one.likely[step][0][2];
 
   function weights(step) {
@@ -157,6 +158,8 @@
     select(token);
   }
 
+  const openText = (index) => selectText(index, firstScored(data.rows[index]));
+
   function drawWrong() {
     const items = [];
     data.rows.forEach((one, index) => one.likely.forEach((likely, step) => {
@@ -219,7 +222,7 @@
   fill(byId("layer"), data.layers.map((layer, index) => [String(index), String(layer)]));
   const heads = data.heads.map((head, index) => [String(index), String(head)]);
   fill(byId("head"), heads.length > 1 ? [...heads, [MEAN, "mean of these"]] : heads);
-  byId("text").addEventListener("change", (event) => selectText(Number(event.target.value), 0));
+  byId("text").addEventListener("change", (event) => openText(Number(event.target.value)));
   byId("layer").addEventListener("change", (event) => { chosen.layer = Number(event.target.value); drawMap(); drawStep(); });
   byId("head").addEventListener("change", (event) => {
     chosen.head = event.target.value === MEAN ? MEAN : Number(event.target.value);
@@ -232,7 +235,7 @@
   drawPoints();
   if (data.rows.length) {
     drawWrong();
-    selectText(0, 0);
+    openText(0);
   } else {
     byId("texts").hidden = true;
   }

@@ -65,3 +65,12 @@ def test_a_split_without_a_target_is_refused(loss_on: str, fix: str) -> None:
     )
     with pytest.raises(UserError, match=rf"none of the 9 test rows has .* dataset.loss_on: {loss_on}; .*{fix}"):
         open_examples("test", dataset, CONTEXT_LENGTH)
+
+
+def test_a_split_that_is_absent_is_named() -> None:
+    dataset = DatasetMetadata.model_validate(
+        {"vocabulary_size": 5, "eos_id": 4, "parameters": {"packing": "rows", "loss_on": "all", "stride": None}}
+        | {"splits": {}}
+    )
+    with pytest.raises(UserError, match=r"^data/dataset/metadata.json: splits: test is missing; type `dvc repro"):
+        open_examples("test", dataset, CONTEXT_LENGTH)

@@ -36,6 +36,19 @@ def press(report: Browser, *keys: str) -> None:
     ActionChains(report).send_keys(*keys).perform()
 
 
+@pytest.mark.parametrize("completions_only", [False, True])
+def test_it_opens_on_the_first_token_that_was_taught(browser: Browser, tmp_path: Path, completions_only: bool) -> None:
+    path = tmp_path / "report.html"
+    path.write_text(render(make_content(completions_only=completions_only), METRICS), encoding="utf-8")
+    browser.get(path.as_uri())
+    for row in ("0", "1", "0"):
+        Select(browser.find_element(By.ID, "text")).select_by_value(row)
+        browser.execute_script("document.getElementById('text').dispatchEvent(new Event('change'))")
+        assert "not taught" not in said(browser)
+        following = browser.find_elements(By.CSS_SELECTOR, "#tokens [aria-current] + .completion")
+        assert bool(following) == completions_only
+
+
 def test_a_person_steps_by_keyboard(report: Browser) -> None:
     report.find_element(By.CSS_SELECTOR, "#tokens button").send_keys("")
     assert "“what”" in said(report)
@@ -96,6 +109,7 @@ def test_what_was_not_taught_is_not_called_wrong(browser: Browser, tmp_path: Pat
     browser.get(path.as_uri())
     assert browser.find_elements(By.CSS_SELECTOR, "#tokens .missed.completion")
     assert not browser.find_elements(By.CSS_SELECTOR, "#tokens .missed:not(.completion)")
+    browser.find_element(By.CSS_SELECTOR, "#tokens button").send_keys("")
     assert "which it was not taught: it is" in said(browser)
 
 

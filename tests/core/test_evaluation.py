@@ -15,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 
 from stages.core.evaluation import (
     CONFUSION_TOKENS,
+    Completion,
     RowScores,
     add_by_row,
     bits_per_byte,
@@ -27,6 +28,7 @@ from stages.core.evaluation import (
     summarise,
 )
 from stages.core.examples import Examples
+from stages.core.transformer import Transformer
 from stages.core.windows import DatasetParams, RowSpans
 from tests.training.conftest import EOS_ID, VOCABULARY_SIZE, examples, network
 
@@ -112,13 +114,22 @@ def test_the_confusion_matrix_holds_what_was_mistaken_most_and_is_whole_where_it
     assert many == [(token, token + 1, 100 - token) for token in range(CONFUSION_TOKENS - 1)]
 
 
-def test_a_completion_is_right_only_with_its_end() -> None:
-    """The model always says 3, then ends: right for the first and the third row; the second goes on."""
-    rows = [[0, 1, EOS_ID, 3, EOS_ID], [0, 1, EOS_ID, 3, 4, EOS_ID], [2, EOS_ID, 3, EOS_ID]]
-    offsets = np.cumsum([0, *map(len, rows)])
-    spans = RowSpans(offsets, np.array([3, 8, 13]))
-    packing = DatasetParams(packing="rows", loss_on="all", stride=None)
-    split = Examples(np.concatenate(rows), spans, packing, context_length=8, eos_id=EOS_ID)
+def complete(
+    model: Transformer, split: Examples, batch_size: int = 4, max_new_tokens: int | None = None, texts: int = 3
+) -> list[Completion]:
+    return complete_rows(
+        model.eval(),
+        split,
+        score(model, split, batch_size).rows,
+        eos_id=EOS_ID,
+        batch_size=batch_size,
+        max_new_tokens=max_new_tokens,
+        texts=texts,
+    )
+
+
+def answers_three() -> Transformer:
+    """A model that always says 3, then ends."""
     model = network(tie_embeddings=False, output_bias=True)
     with torch.no_grad():
         # The last layer's bias says 3, unless the token that is read is 3: then its embedding says <EOS>.
@@ -130,15 +141,52 @@ def test_a_completion_is_right_only_with_its_end() -> None:
         for name, parameter in model.named_parameters():
             if name.endswith(("projection.weight", "down.weight", "position_table")):
                 parameter.zero_()
-    samples = complete_rows(model.eval(), split, EOS_ID, 2, None, 3)
+    return model
+
+
+@pytest.mark.parametrize(("max_new_tokens", "cut"), [
+    (1, [True, True, True]),  # all begin with 3, and all go on
+    (2, [False, False, False]),
+    (3, [False, False, False]),
+    (None, [False, False, False]),
+])  # fmt: skip
+def test_a_completion_is_right_only_with_its_end_however_many_tokens_are_generated(
+    max_new_tokens: int | None, cut: list[bool]
+) -> None:
+    """The model is right for the first and the third row; the second goes on."""
+    rows = [[0, 1, EOS_ID, 3, EOS_ID], [0, 1, EOS_ID, 3, 4, EOS_ID], [2, EOS_ID, 3, EOS_ID]]
+    offsets = np.cumsum([0, *map(len, rows)])
+    spans = RowSpans(offsets, np.array([3, 8, 13]))
+    packing = DatasetParams(packing="rows", loss_on="all", stride=None)
+    split = Examples(np.concatenate(rows), spans, packing, context_length=8, eos_id=EOS_ID)
+    model = answers_three()
+    samples = complete(model, split, 2, max_new_tokens)
     assert [sample.generated for sample in samples] == [[3], [3], [3]]
     assert [sample.exact for sample in samples] == [True, False, True]
+    assert [sample.cut for sample in samples] == cut
+    metrics = summarise(score(model, split, 2), 100, samples)
+    assert metrics["completion_exact_match"] == pytest.approx(2 / 3, abs=1e-6)
+    assert metrics.get("completions_cut", 0) == sum(cut)
+
+
+def test_a_long_cell_is_not_generated_beyond_the_context() -> None:
+    row = [0, EOS_ID, *[3] * 500, EOS_ID]
+    packing = DatasetParams(packing="rows", loss_on="all", stride=None)
+    split = Examples(np.array(row), RowSpans(np.array([0, len(row)]), np.array([2])), packing, 8, EOS_ID)
+    model = network(tie_embeddings=False, output_bias=True, norm="none")
+    with torch.no_grad():
+        model.output.weight.zero_()
+        model.output.bias[3] = 1
+    (completion,) = complete(model, split)
+    assert completion.generated == [3] * 8
+    assert completion.cut
+    assert not completion.exact  # it never ends
 
 
 def test_plain_text_has_samples_but_no_completion_figures() -> None:
     model = network().eval()
     split = examples()
-    samples = complete_rows(model, split, EOS_ID, 4, None, 2)
+    samples = complete(model, split, texts=2)
     assert len(samples) == 2
     assert not [name for name in summarise(score(model, split, 4), 100, samples) if "completion" in name]
 

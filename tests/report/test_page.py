@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from stages.core.inspection import principal_plane, spread
 from stages.core.vocabulary import TokenizerName, VocabularyParams, build_vocabulary
-from stages.report.content import POINTS, ROWS, TOKENS, ReportContent, choose
+from stages.report.content import POINTS, ROWS, TOKENS, ReportContent, Sample, choose
 from stages.report.markdown import describe_run
 from stages.report.page import render
 from stages.report.token_labels import token_labels
@@ -132,7 +132,9 @@ def test_no_two_labels_are_the_same(texts: list[str], tokenizer: TokenizerName) 
 
 
 def test_a_description_holds_figures_and_samples_as_text() -> None:
-    text = describe_run(METRICS, [(HOSTILE, "a|b\nc", "x" * 500, False)] * 5)
+    text = describe_run(METRICS | {"completions_cut": 5}, [Sample(HOSTILE, "a|b\nc", "x" * 500, False, True)] * 5)
+    assert "| completions cut, judged by their next tokens | 5 |" in text
+    assert text.count("(cut)") == 3
     assert "| next-token accuracy | 0.2500 |" in text
     assert text.count("✗") == 3
     assert "<script>" not in text
