@@ -23,9 +23,11 @@ from stages.core.split import SPLITS, SplitParams
 from stages.core.vocabulary import UnusableTextError
 from stages.core.windows import DatasetParams
 from stages.errors import UserError
+from stages.inputs import unchanged_inputs
 from stages.parameters import read_section
 
 
+@unchanged_inputs("build_dataset")
 def main() -> None:
     """Run the stage."""
     quiet = command_parser(__doc__).parse_args().quiet

@@ -11,9 +11,11 @@ from stages.command_line import command_parser, run, with_progress
 from stages.core.split import SplitParams
 from stages.core.vocabulary import UnusableTextError, VocabularyParams, build_vocabulary
 from stages.errors import UserError
+from stages.inputs import unchanged_inputs
 from stages.parameters import read_section
 
 
+@unchanged_inputs("build_vocabulary")
 def main() -> None:
     """Run the stage."""
     quiet = command_parser(__doc__).parse_args().quiet

@@ -15,7 +15,7 @@ from stages.artifacts.atomic import atomic_file
 from stages.artifacts.dataset import open_held_out
 from stages.artifacts.metrics_json import write_json
 from stages.artifacts.model_weights import SavedModel, read_model
-from stages.artifacts.provenance_json import read_provenance, stage_provenance
+from stages.artifacts.provenance_json import check_trained_from, read_provenance, stage_provenance
 from stages.artifacts.table_csv import write_table
 from stages.artifacts.token_shards import DATASET_FOLDER, read_metadata
 from stages.core.evaluation import (
@@ -31,6 +31,7 @@ from stages.core.examples import Examples
 from stages.core.params_model import ParamsModel
 from stages.core.vocabulary import Vocabulary
 from stages.errors import UserError
+from stages.inputs import StageInputs, unchanged_inputs
 from stages.parameters import read_section
 from stages.report.content import ReportContent, Sample, build_content, choose, inspect_row
 from stages.report.markdown import describe_run
@@ -69,6 +70,12 @@ class EvaluateParams(ParamsModel):
 def main() -> None:
     """Score the model of data/model/ as params.yaml says."""
     quiet = command_line.command_parser(__doc__).parse_args().quiet
+    with unchanged_inputs("evaluate") as inputs:
+        evaluate(inputs, quiet=quiet)
+
+
+def evaluate(inputs: StageInputs, *, quiet: bool) -> None:
+    """Read the model and the rows, score, write the results and add them to the run."""
     params = read_section("evaluate", EvaluateParams)
     runtime = read_section("runtime", RuntimeParams)
     runtime.limit_threads()
@@ -76,6 +83,8 @@ def main() -> None:
     if required:
         check_store()
     model, vocabulary = read_model()
+    trained_from = read_provenance()
+    check_trained_from(trained_from)
     network = model.network.to(runtime.torch_device())
     metadata = read_metadata()
     split, examples = open_held_out(metadata, network.config.context_length)
@@ -100,10 +109,11 @@ def main() -> None:
     samples = decode_samples(completions[: params.samples], vocabulary)
     paths = write_results(metrics, samples, scores, content)
 
+    inputs.check()  # before MLflow has the figures
     # Naming a model for the registry does not evaluate it anew.
     provenance = stage_provenance("evaluate", apart_from="evaluate.register_as")
     evaluation = Evaluation(provenance, metrics, describe_run(metrics, samples), paths)
-    run = log_evaluation(read_provenance(), evaluation, DATASET_FOLDER, required=required)
+    run = log_evaluation(trained_from, evaluation, DATASET_FOLDER, required=required)
     if run is not None:
         prompt = vocabulary.decode(completions[0].prompt) if completions else ""
         log_model(run, prompt, params.register_as, required=required)

@@ -1,5 +1,7 @@
 """Train the model: data/dataset/ -> data/model/, metrics/train.json and the curves, as one MLflow run."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import lightning
@@ -15,6 +17,7 @@ from stages.artifacts.token_shards import DATASET_FOLDER, read_metadata
 from stages.artifacts.vocabulary_json import VOCABULARY_FILE
 from stages.core.transformer import ModelParams, Transformer, TransformerConfig
 from stages.errors import UserError
+from stages.inputs import StageInputs, unchanged_inputs
 from stages.parameters import read_section
 from stages.tracking.runs import TrainingRun, UnrecordedRun, start_training_run
 from stages.tracking.system_metrics import record_system_metrics
@@ -34,6 +37,12 @@ def main() -> None:
         "--restart", action="store_true", help="do not go on from a checkpoint: train from the first step"
     )
     options = parser.parse_args()
+    with unchanged_inputs("train") as inputs:
+        train(inputs, restart=options.restart, quiet=options.quiet)
+
+
+def train(inputs: StageInputs, *, restart: bool, quiet: bool) -> None:
+    """Read the inputs, train, and write the model with its figures."""
     model_parameters = read_section("model", ModelParams)
     parameters = read_section("train", TrainParams)
     runtime = read_section("runtime", RuntimeParams)
@@ -48,35 +57,55 @@ def main() -> None:
         network = Transformer(config)
     provenance = stage_provenance("train")
     checkpoints = CheckpointFolder(provenance.fingerprint)
-    with checkpoints.locked():
-        if options.restart and is_first_device():
+    with checkpoints.locked(), untouched_data(inputs, checkpoints):
+        if restart and is_first_device():
             checkpoints.restart()
         with start_run(provenance, checkpoints, runtime) as run:
-            if is_first_device() and not options.quiet:
+            inputs.check()  # what was read is what the provenance says
+            if is_first_device() and not quiet:
                 print(f"MLflow run: {run.name}", flush=True)
             with record_system_metrics(run.log_sample, wanted=runtime.system_metrics and is_first_device()):
                 trained = fit(
-                    network,
-                    training,
-                    validation,
-                    parameters,
-                    runtime,
-                    run.log_metrics,
-                    checkpoints,
-                    quiet=options.quiet,
+                    network, training, validation, parameters, runtime, run.log_metrics, checkpoints, quiet=quiet
                 )
             if not is_first_device():
                 return
+            check_inputs(inputs, checkpoints)
             write_curves(trained.curves)
             metrics = summarise(trained, network)
             write_json(METRICS_FILE, metrics)
             answers_prompts = len(training.rows_with_completion()) > 0
             write_model(MODEL_FOLDER, SavedModel(network, prompts_end_with_eos=answers_prompts), provenance)
             run.log_files([VOCABULARY_FILE, METRICS_FILE, TRAIN_CURVE, VALIDATION_CURVE])
+            check_inputs(inputs, checkpoints)
         checkpoints.remove()
-    if not options.quiet:
+    if not quiet:
         figures = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items() if name.endswith("loss"))
         print(f"{trained.steps} steps of {metrics['parameters']:,} parameters: {figures} -> {MODEL_FOLDER}/")
+
+
+@contextmanager
+def untouched_data(inputs: StageInputs, checkpoints: CheckpointFolder) -> Iterator[None]:
+    """Delete the checkpoints of a training whose data were overwritten in place while it read them, however it ends."""
+    try:
+        yield
+    finally:
+        if inputs.overwritten(DATASET_FOLDER):
+            checkpoints.restart()
+
+
+def check_inputs(inputs: StageInputs, checkpoints: CheckpointFolder) -> None:
+    """Refuse the result of a training whose inputs changed, and keep its weights for when they are put back.
+
+    Raises:
+        UserError: an input changed.
+    """
+    if inputs.overwritten(DATASET_FOLDER):
+        inputs.check("the training read both; `dvc repro` trains from the first step")
+    inputs.check(
+        f"the weights are kept in {checkpoints.path}/: put that back and type `dvc repro`, which ends in seconds, in the "
+        "same MLflow run. `dvc exp run --temp` trains in a copy, whose inputs you do not edit"
+    )
 
 
 def is_first_device() -> bool:

@@ -95,3 +95,39 @@ def test_devices_that_train_together_go_on_together(tmp_path: Path) -> None:
     assert "resumed at step" in killed.run("dvc", "repro", "train").stdout
     assert digests(killed) == digests(whole)
     assert statuses(killed) == {"FINISHED": 1}
+
+
+def test_parameters_that_are_edited_while_it_trains_are_refused_and_nothing_trained_is_lost(
+    project: Project, whole: tuple[dict[str, str], float]
+) -> None:
+    project.replace("params.yaml", "checkpoint_minutes: 0.008", "checkpoint_minutes: null")
+    process = start_until(project, "step 120/")
+    project.replace("params.yaml", "learning_rate: 0.1", "learning_rate: 0.5")
+    assert process.wait() != 0
+    told = next(line for line in log(project).splitlines() if line.startswith("error: "))
+    assert told.startswith("error: params.yaml: train.learning_rate changed from 0.1 to 0.5 while train ran")
+    for part in ("the weights are kept in", "ends in seconds, in the same MLflow run", "`dvc exp run --temp`"):
+        assert part in told
+    assert "Traceback" not in log(project)
+    assert "learning_rate: 0.5" not in (project.folder / "dvc.lock").read_text()
+    assert statuses(project) == {"FAILED": 1}
+
+    project.replace("params.yaml", "learning_rate: 0.5", "learning_rate: 0.1")
+    began = time.monotonic()
+    assert "resumed at step 1200/1200" in project.run("dvc", "repro").stdout
+    assert time.monotonic() - began < whole[1]
+    assert digests(project) == whole[0]
+    assert statuses(project) == {"FINISHED": 1}
+    assert not list((project.folder / ".checkpoints").iterdir())
+
+
+def test_a_dataset_that_is_overwritten_while_it_is_trained_on_leaves_no_weights(project: Project) -> None:
+    process = start_until(project, "step 120/")
+    shard = project.folder / "data/dataset/train.safetensors"
+    content = bytearray(shard.read_bytes())
+    content[-1] ^= 1
+    with shard.open("r+b") as file:
+        file.write(content)
+    assert process.wait() != 0
+    assert "error: data/dataset/train.safetensors was written while train ran" in log(project)
+    assert not list((project.folder / ".checkpoints").iterdir())

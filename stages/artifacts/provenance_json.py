@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pydantic
-from ruamel.yaml import YAML
 
+from stages.artifacts.dvc_yaml import flatten, parameter, read_stage
 from stages.artifacts.metrics_json import read_json
 from stages.errors import UserError
 from stages.parameters import read_all
@@ -16,6 +16,8 @@ MODEL_FOLDER = Path("data/model")
 PROVENANCE_FILE = "provenance.json"
 # A folder is known by the file in it that says what it holds (a dataset's has hashes of the data) or was made from (a model's).
 FOLDER_FILES = ("metadata.json", PROVENANCE_FILE)
+
+_TRAIN_AGAIN = "type `dvc repro`, or `dvc repro --force train` where DVC takes the model for up to date"
 
 
 class Provenance(pydantic.BaseModel):
@@ -40,11 +42,11 @@ def stage_provenance(stage: str, *, apart_from: str | None = None) -> Provenance
         UserError: params.yaml cannot be read.
         OSError: a dependency is absent.
     """
-    definition = YAML(typ="safe", pure=True).load(Path("dvc.yaml").read_text(encoding="utf-8"))["stages"][stage]
+    definition = read_stage(stage)
     parameters = _without(read_all(), apart_from.split(".")) if apart_from else read_all()
     inputs = {
-        "dependencies": {path: md5(Path(path)) for path in sorted(definition["deps"])},
-        "parameters": {name: _value(parameters, name) for name in sorted(definition["params"])},
+        "dependencies": {path.as_posix(): md5(path) for path in definition.deps},
+        "parameters": {name: parameter(parameters, name) for name in definition.params},
     }
     canonical = json.dumps(inputs, sort_keys=True, ensure_ascii=True).encode()
     return Provenance(fingerprint=hashlib.sha256(canonical).hexdigest()[:16], **inputs)
@@ -57,12 +59,24 @@ def _without(parameters: dict[str, Any], keys: list[str]) -> dict[str, Any]:
     return others | {first: _without(parameters[first], rest)} if rest else others
 
 
-def _value(parameters: dict[str, Any], name: str) -> Any:
-    """Return what params.yaml has under a dotted name."""
-    value: Any = parameters
-    for key in name.split("."):
-        value = value[key]
-    return value
+def check_trained_from(model: Provenance) -> None:
+    """Compare what a model was trained from with the present parameters and data.
+
+    Raises:
+        UserError: they differ, as where params.yaml was edited in the moment in which DVC recorded the training.
+        OSError: a dependency is absent.
+    """
+    present = stage_provenance("train")
+    before, now = flatten("", model.parameters), flatten("", present.parameters)
+    for name in sorted({*before, *now}):
+        if before.get(name) != now.get(name):
+            found = (
+                f"{name.lstrip('.')} is {now.get(name)!r}, but {MODEL_FOLDER}/ was trained with {before.get(name)!r}"
+            )
+            raise UserError(f"params.yaml: {found}; {_TRAIN_AGAIN}")
+    for path, digest in present.dependencies.items():
+        if not path.endswith(".py") and model.dependencies.get(path) != digest:
+            raise UserError(f"{path}: not what {MODEL_FOLDER}/ was trained from; {_TRAIN_AGAIN}")
 
 
 def read_provenance(folder: Path = MODEL_FOLDER) -> Provenance:

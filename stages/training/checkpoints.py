@@ -186,7 +186,15 @@ class Checkpoints(lightning.Callback):
             counts.update(dict.fromkeys(counts, step * self._plan.micro_batches))
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Take over the signals that end a process, until Lightning gives them back."""
+        """Take over the signals that end a process, until Lightning gives them back.
+
+        Raises:
+            UserError: processes that train together have different inputs.
+        """
+        fingerprint = self._folder.path.name
+        first = trainer.strategy.broadcast(fingerprint)
+        if not trainer.strategy.reduce_boolean_decision(first == fingerprint, all=True):
+            raise UserError("the processes that train together read different inputs; type `dvc repro` again")
         self._saved_at = time.monotonic()
         if threading.current_thread() is threading.main_thread():
             self._handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -214,6 +222,11 @@ class Checkpoints(lightning.Callback):
         if cause is not None:
             where = f"step {self._saved_step}" if self._saved_step else "the beginning"
             raise Stopped(f"{cause} at step {step}/{self._plan.steps}; `dvc repro` goes on from {where}", self._code())
+
+    def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Save the finished training: should its result be refused, it is not trained again."""
+        if trainer.global_step > self._saved_step:
+            self._save(trainer, pl_module, trainer.global_step)
 
     def _save(self, trainer: lightning.Trainer, module: lightning.LightningModule, step: int) -> None:
         if not all(bool(torch.isfinite(parameter).all()) for parameter in module.parameters()):

@@ -31,13 +31,18 @@ class _Watch(lightning.Callback):
         self._tokens = 0
         self._since = 0.0
 
+    def on_load_checkpoint(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Print where a resumed training continues, be it at its end."""
+        if trainer.is_global_zero:
+            print(f"resumed at step {checkpoint['global_step']}/{self._plan.steps}", flush=True)
+
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Start the clock; a resumed training does not start at step 0."""
         self._step = self._first_step = trainer.global_step
         self._since = time.perf_counter()
         if trainer.is_global_zero:
-            if self._first_step:
-                print(f"resumed at step {self._first_step}/{self._plan.steps}", flush=True)
             self.begin()
 
     def on_train_batch_end(

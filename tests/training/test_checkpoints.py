@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import lightning
 import pytest
 import torch
 
@@ -101,6 +102,29 @@ def test_a_resumed_training_ends_with_the_same_bytes_whatever_its_settings(
     expected = train(None, **settings)
     folder = broken_off(10 if few else 3, **settings)
     assert_same(train(folder, **settings), expected)
+
+
+@pytest.mark.parametrize("name", [None, "last weights", "patience", "adam in bf16", "accumulation"])
+def test_a_finished_training_whose_result_was_refused_is_not_trained_again(
+    name: str | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = SETTINGS[name] if name else {}
+    folder = CheckpointFolder("f" * 16)
+    with folder.locked():
+        first = train(folder, **settings | {"runtime": settings.get("runtime", {}) | {"checkpoint_minutes": None}})
+    capsys.readouterr()
+    assert_same(train(folder, **settings), first)
+    assert f"resumed at step {first[1].steps}/{STEPS}" in capsys.readouterr().out
+    assert_same(train(None, **settings), first)
+
+
+def test_processes_that_read_different_inputs_do_not_train_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = CheckpointFolder("f" * 16)
+    strategy = lightning.pytorch.strategies.SingleDeviceStrategy
+    monkeypatch.setattr(strategy, "broadcast", lambda _self, _fingerprint: "e" * 16)  # as the first process has it
+    with pytest.raises(UserError, match="read different inputs; type `dvc repro` again"), folder.locked():
+        train(folder)
+    assert not folder.path.exists()
 
 
 def test_a_training_may_be_broken_off_many_times() -> None:
