@@ -142,7 +142,10 @@ def test_where_an_error_arose_is_told_with_verbose_and_where_it_was_not_expected
     assert "ZeroDivisionError" in start("1 / 0").communicate()[1]
 
 
-@pytest.mark.parametrize("module", MODULES)
+QUICK = ("stages.build_vocabulary", "stages.commands.summary", "presets.use", "presets.addition")
+
+
+@pytest.mark.parametrize("module", QUICK)
 def test_a_file_that_is_run_by_its_path_prints_how_to_run_it(module: str) -> None:
     done = subprocess.run(
         [sys.executable, ROOT / f"{module.replace('.', '/')}.py"],
@@ -153,3 +156,10 @@ def test_a_file_that_is_run_by_its_path_prints_how_to_run_it(module: str) -> Non
     )
     assert done.returncode == 1
     assert done.stderr == f"error: run it as a module, in the project's folder: python -m {module}\n"
+
+
+def test_every_folder_with_a_command_says_how_to_run_it() -> None:
+    for module in MODULES:
+        *folders, _ = module.split(".")
+        guard = ROOT.joinpath(*folders, "stages.py").read_text(encoding="utf-8")
+        assert f"python -m {'.'.join(folders)}.{{" in guard
