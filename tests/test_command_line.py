@@ -144,7 +144,10 @@ def test_where_an_error_arose_is_told_with_verbose_and_where_it_was_not_expected
     assert "ZeroDivisionError" in start("1 / 0").communicate()[1]
 
 
-@pytest.mark.parametrize("module", MODULES)
+QUICK = ("stages.build_vocabulary", "stages.commands.summary", "presets.use", "presets.addition")
+
+
+@pytest.mark.parametrize("module", QUICK)
 def test_a_file_that_is_run_by_its_path_prints_how_to_run_it(module: str) -> None:
     done = subprocess.run(
         [sys.executable, ROOT / f"{module.replace('.', '/')}.py"],
@@ -166,3 +169,10 @@ def test_progress_in_a_log_is_a_line_now_and_then_with_an_estimate(
     assert list(command_line.track(range(5), name="scores", quiet=quiet)) == [0, 1, 2, 3, 4]
     lines = "" if quiet else "scores: 40%, 18 s left\nscores: 80%, 6 s left\n"
     assert capsys.readouterr().err == lines
+
+
+def test_every_folder_with_a_command_says_how_to_run_it() -> None:
+    for module in MODULES:
+        *folders, _ = module.split(".")
+        guard = ROOT.joinpath(*folders, "stages.py").read_text(encoding="utf-8")
+        assert f"python -m {'.'.join(folders)}.{{" in guard
