@@ -71,7 +71,7 @@ def test_training_depends_on_all_of_its_section_but_the_name_to_register() -> No
     assert listed == set(TrainParams.model_fields) - {"register_as"}
 
 
-ALLOWED_IN_CORE = {"torch", "numpy", "pydantic", "tokenizers", "tiktoken", "stages"}
+ALLOWED_IN_CORE = {"torch", "numpy", "pyarrow", "pydantic", "tokenizers", "tiktoken", "stages"}
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "stages/core").glob("*.py")), ids=lambda path: path.name)

@@ -30,6 +30,7 @@ from stages.evaluate import (
     summarise,
 )
 from stages.report.token_labels import token_labels
+from tests.frames import frame_of_texts
 from tests.training.conftest import EOS_ID, VOCABULARY_SIZE, examples, network
 
 
@@ -75,7 +76,8 @@ def test_every_target_is_counted_once_overall_and_by_position() -> None:
 
 def test_the_confusion_matrix_holds_what_was_mistaken_most_and_is_whole_where_it_is_small() -> None:
     vocabulary = build_vocabulary(
-        VocabularyParams(tokenizer="word", size=1, unknown_token=False), [[" ".join(map(str, range(30)))]]
+        VocabularyParams(tokenizer="word", size=1, unknown_token=False),
+        [frame_of_texts([" ".join(map(str, range(30)))])],
     )
     scores = score(saved(network()), examples(), 4)
     few = confusion_matrix(scores, token_labels(vocabulary))
@@ -88,7 +90,7 @@ def test_the_confusion_matrix_holds_what_was_mistaken_most_and_is_whole_where_it
 
 def test_tokens_that_begin_alike_are_not_taken_for_each_other() -> None:
     words = VocabularyParams(tokenizer="word", size=1, unknown_token=False)
-    vocabulary = build_vocabulary(words, [["internationalised internationalisation"]])
+    vocabulary = build_vocabulary(words, [frame_of_texts(["internationalised internationalisation"])])
     scores = score(saved(network()), examples(), 4)
     confusions = confusion_matrix(replace(scores, pairs=Counter({(0, 1): 3, (1, 1): 2})), token_labels(vocabulary))
     assert confusions == [("internationalis… #0", "internationalis… #1", 3), ("internationalis… #1",) * 2 + (2,)]
@@ -137,13 +139,13 @@ ROW = st.lists(st.sampled_from(["a", "b", " "]), min_size=1, max_size=12).map(""
 def test_any_plain_text_is_scored_completed_and_shown(texts: list[str], tokenizer: str, packing: str) -> None:
     """Also one of white space, and one of a single word."""
     of_tokens = {"tokenizer": tokenizer, "size": 257, "unknown_token": False}
-    vocabulary = build_vocabulary(VocabularyParams.model_validate(of_tokens), [[*texts, "a b"]])
+    vocabulary = build_vocabulary(VocabularyParams.model_validate(of_tokens), [frame_of_texts([*texts, "a b"])])
     dataset = DatasetParams.model_validate({"packing": packing, "loss_on": "all", "stride": None})
-    cells = [cell for text in texts for cell in (text, "")]
-    rows = encode_rows(vocabulary, cells)
+    frame = frame_of_texts(texts)
+    rows = encode_rows(vocabulary, frame)
     offsets = np.cumsum([0, *rows.row_lengths])
     split = Examples(rows.token_ids, RowSpans(offsets, offsets[1:]), dataset, 8, vocabulary.eos_id)
-    counted = count_scored(vocabulary, cells, rows, dataset, begins_split=True)
+    counted = count_scored(vocabulary, frame, rows, dataset, begins_split=True)
     model = saved(network(vocabulary_size=vocabulary.size))
 
     scores = score(model, split, 4)
@@ -165,7 +167,7 @@ def test_scoring_training_rows_is_said() -> None:
 
 def test_samples_are_readable() -> None:
     characters = VocabularyParams(tokenizer="character", size=8000, unknown_token=False)
-    vocabulary = build_vocabulary(characters, [["0123456789"]])
+    vocabulary = build_vocabulary(characters, [frame_of_texts(["0123456789"])])
     samples = complete_rows(saved(network()), examples(), EOS_ID, parameters(samples=2))
     readable = decode_samples(samples, vocabulary)
     assert len(readable) == 2
