@@ -6,10 +6,12 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import pyarrow as pa
 from tokenizers import Tokenizer
 
 from benchmarks.measuring import options, seconds_of, take_turns, write_table
 from benchmarks.preparation import write_csv
+from stages.core.rows import encode_rows
 from stages.core.vocabulary import VocabularyParams, build_vocabulary
 
 MEGABYTES = 8
@@ -24,12 +26,13 @@ def main() -> None:
         write_csv(path, MEGABYTES)
         with path.open(encoding="utf-8", newline="") as file:
             texts = [cell for row in csv.reader(file) for cell in row]
+    frame = pa.table({"prompt": texts, "completion": [""] * len(texts)})
     parameters = VocabularyParams(tokenizer="bpe", size=SIZE, unknown_token=False)
-    vocabulary = build_vocabulary(parameters, [texts])
+    vocabulary = build_vocabulary(parameters, [frame])
     theirs = Tokenizer.from_str(vocabulary.tokenizer.to_str())
     calls: dict[str, Callable[[], object]] = {
-        "training": lambda: build_vocabulary(parameters, [texts]),
-        "encoding, this project": lambda: vocabulary.encode_batch(texts),
+        "training": lambda: build_vocabulary(parameters, [frame]),
+        "encoding, this project": lambda: encode_rows(vocabulary, frame),
         "encoding, tokenizers' `encode_batch`": lambda: theirs.encode_batch(texts),
         "encoding, tokenizers' `encode`, text by text": lambda: [theirs.encode(text) for text in texts],
     }

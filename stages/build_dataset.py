@@ -5,7 +5,7 @@ Reads the sections data, split and dataset of params.yaml.
 
 from contextlib import ExitStack
 
-from stages.artifacts.prompts_csv import DataParams, read_prompts
+from stages.artifacts.prompts_table import DataParams, read_prompts
 from stages.artifacts.token_shards import (
     DATASET_FOLDER,
     DatasetMetadata,
@@ -18,9 +18,9 @@ from stages.artifacts.token_shards import (
 )
 from stages.artifacts.vocabulary_json import read_vocabulary
 from stages.command_line import command_parser, run, with_progress
+from stages.core.frames import UnusableTextError, place, rows_of
 from stages.core.rows import Scored, count_scored, encode_rows
 from stages.core.split import SPLITS, SplitParams
-from stages.core.vocabulary import UnusableTextError
 from stages.core.windows import DatasetParams
 from stages.errors import UserError
 from stages.inputs import unchanged_inputs
@@ -43,15 +43,16 @@ def main() -> None:
             split: stack.enter_context(open_shard_writer(shard_path(DATASET_FOLDER, split), vocabulary.size))
             for split in SPLITS
         }
-        for chunk in with_progress(read_prompts(data, split_parameters), "build_dataset", quiet=quiet):
+        for frame in with_progress(read_prompts(data, split_parameters), "build_dataset", quiet=quiet):
             for split, writer in writers.items():
-                part = chunk.of(split)
-                texts = part.texts()
+                part = rows_of(frame, split)
+                if len(part) == 0:
+                    continue
                 try:
-                    rows = encode_rows(vocabulary, texts)
+                    rows = encode_rows(vocabulary, part)
                 except UnusableTextError as error:
-                    raise UserError(f"{part.place(error.index)}: {error}") from None
-                scored[split] += count_scored(vocabulary, texts, rows, parameters, begins_split=writer.rows == 0)
+                    raise UserError(f"{place(part, error.row, error.column)}: {error}") from None
+                scored[split] += count_scored(vocabulary, part, rows, parameters, begins_split=writer.rows == 0)
                 writer.append(rows.token_ids, rows.row_lengths, rows.prompt_lengths)
         start_writing()
     metadata = DatasetMetadata(

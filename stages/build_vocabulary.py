@@ -1,15 +1,16 @@
-"""Build data/vocabulary.json from the training rows of the CSV.
+"""Build data/vocabulary.json from the training rows of the table.
 
 Reads the sections data, split and vocabulary of params.yaml.
 """
 
 from collections.abc import Iterator
 
-from stages.artifacts.prompts_csv import DataParams, PromptChunk, read_prompts
+from stages.artifacts.prompts_table import DataParams, read_prompts
 from stages.artifacts.vocabulary_json import VOCABULARY_FILE, write_vocabulary
 from stages.command_line import command_parser, run, with_progress
+from stages.core.frames import Frame, UnusableTextError, place, rows_of
 from stages.core.split import SplitParams
-from stages.core.vocabulary import UnusableTextError, VocabularyParams, build_vocabulary
+from stages.core.vocabulary import VocabularyParams, build_vocabulary
 from stages.errors import UserError
 from stages.inputs import unchanged_inputs
 from stages.parameters import read_section
@@ -22,21 +23,20 @@ def main() -> None:
     data = read_section("data", DataParams)
     split = read_section("split", SplitParams)
     parameters = read_section("vocabulary", VocabularyParams)
-
-    chunk = PromptChunk(VOCABULARY_FILE)
+    frame: Frame = None
     rows = 0
 
-    def training_texts() -> Iterator[list[str]]:
-        nonlocal chunk, rows
+    def training_rows() -> Iterator[Frame]:
+        nonlocal frame, rows
         for read in with_progress(read_prompts(data, split), "build_vocabulary", quiet=quiet):
-            chunk = read.of("train")
-            rows += len(chunk)
-            yield chunk.texts()
+            frame = rows_of(read, "train")
+            rows += len(frame)
+            yield frame
 
     try:
-        vocabulary = build_vocabulary(parameters, training_texts())
+        vocabulary = build_vocabulary(parameters, training_rows())
     except UnusableTextError as error:
-        raise UserError(f"{chunk.place(error.index)}: {error}") from None
+        raise UserError(f"{place(frame, error.row, error.column)}: {error}") from None
     write_vocabulary(vocabulary)
     if not quiet:
         tokens = f"{vocabulary.size:,} tokens ({vocabulary.name})"

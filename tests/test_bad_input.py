@@ -62,7 +62,7 @@ CASES = [
     csv("header only", HEADER, "no rows below the header", "add at least one"),
     csv("missing column", "question,completion\na,b\n", "no column 'prompt'", "found: 'question'", "-S data.prompt_column="),
     csv("duplicated column", "prompt,prompt,completion\na,b,c\n", "stands 2 times in the header", "rename"),
-    csv("semicolons", "prompt;completion\na;b\n", "separated by semicolons", "save the file with commas"),
+    csv("semicolons", "prompt;completion\na;b\n", "separated by semicolons", """-S "data.delimiter=';'\""""),
     csv("tabs", "prompt\tcompletion\na\tb\n", "separated by tabs"),
     csv("NUL byte", b"prompt,completion\na,b\nc\0,d\n", "row 2", "NUL byte at byte 23", "remove it"),
     csv("invalid UTF-8", b"prompt,completion\na,b\ncaf\xe9,d\n", "row 2", "byte 0xe9 at byte 25", "save the file as UTF-8"),
@@ -336,6 +336,9 @@ def test_a_full_disk_is_told_and_the_outputs_stay(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     disk = mounted("-t", "tmpfs", "-o", "size=1m", "tmpfs")
+    # A relative path through a link would lead out of the project.
+    text = (project / "params.yaml").read_text()
+    (project / "params.yaml").write_text(text.replace("csv: data/prompts.csv", f"csv: {disk / CSV}"))
     for folder in ("data", "metrics"):
         shutil.move(project / folder, disk / folder)
         (project / folder).symlink_to(disk / folder)

@@ -21,6 +21,7 @@ from stages.core.windows import DatasetParams, RowSpans
 from stages.errors import UserError
 from stages.evaluate import check_finite, decode_samples, describe, inspect_model
 from stages.report.token_labels import token_labels
+from tests.frames import frame_of_texts
 from tests.training.conftest import EOS_ID, examples, network
 
 
@@ -40,13 +41,13 @@ ROW = st.lists(st.sampled_from(["a", "b", " "]), min_size=1, max_size=12).map(""
 def test_any_plain_text_is_scored_completed_and_shown(texts: list[str], tokenizer: str, packing: str) -> None:
     """Also one of white space, and one of a single word."""
     of_tokens = {"tokenizer": tokenizer, "size": 257, "unknown_token": False}
-    vocabulary = build_vocabulary(VocabularyParams.model_validate(of_tokens), [[*texts, "a b"]])
+    vocabulary = build_vocabulary(VocabularyParams.model_validate(of_tokens), [frame_of_texts([*texts, "a b"])])
     dataset = DatasetParams.model_validate({"packing": packing, "loss_on": "all", "stride": None})
-    cells = [cell for text in texts for cell in (text, "")]
-    rows = encode_rows(vocabulary, cells)
+    frame = frame_of_texts(texts)
+    rows = encode_rows(vocabulary, frame)
     offsets = np.cumsum([0, *rows.row_lengths])
     split = Examples(rows.token_ids, RowSpans(offsets, offsets[1:]), dataset, 8, vocabulary.eos_id)
-    counted = count_scored(vocabulary, cells, rows, dataset, begins_split=True)
+    counted = count_scored(vocabulary, frame, rows, dataset, begins_split=True)
     model = saved(network(vocabulary_size=vocabulary.size))
 
     scores = score(model.network, split, 4)
@@ -82,7 +83,7 @@ def test_completions_that_were_cut_are_counted() -> None:
 
 def test_samples_are_readable() -> None:
     characters = VocabularyParams(tokenizer="character", size=8000, unknown_token=False)
-    vocabulary = build_vocabulary(characters, [["0123456789"]])
+    vocabulary = build_vocabulary(characters, [frame_of_texts(["0123456789"])])
     model, split = network().eval(), examples()
     samples = complete_rows(
         model, split, score(model, split, 4).rows, eos_id=EOS_ID, batch_size=4, max_new_tokens=None, texts=2

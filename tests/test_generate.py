@@ -16,6 +16,7 @@ from stages.core.transformer import Transformer
 from stages.core.vocabulary import Vocabulary, VocabularyParams, build_vocabulary
 from stages.errors import UserError
 from stages.generate import main, read_lines, text_pieces
+from tests.frames import frame_of_texts
 from tests.training.conftest import network
 
 Generate = Callable[..., str]
@@ -39,7 +40,7 @@ def generate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
 
 def write_vocabulary_and_model(text: str, tokenizer: str = "character") -> Vocabulary:
     parameters = VocabularyParams.model_validate({"tokenizer": tokenizer, "size": 8000, "unknown_token": False})
-    vocabulary = build_vocabulary(parameters, [[text]])
+    vocabulary = build_vocabulary(parameters, [frame_of_texts([text])])
     write_vocabulary(vocabulary)
     model: Transformer = network(context_length=16, vocabulary_size=vocabulary.size)
     with torch.no_grad():
@@ -124,7 +125,8 @@ def test_input_that_is_not_utf_8_is_told(monkeypatch: pytest.MonkeyPatch) -> Non
 
 VOCABULARIES = {
     tokenizer: build_vocabulary(
-        VocabularyParams.model_validate({"tokenizer": tokenizer, "size": 300, "unknown_token": False}), [[TEXT]]
+        VocabularyParams.model_validate({"tokenizer": tokenizer, "size": 300, "unknown_token": False}),
+        [frame_of_texts([TEXT])],
     )
     for tokenizer in ("word", "character", "bpe")
 }

@@ -128,7 +128,7 @@ SHARED_FILES = [
     ("stages/core/vocabulary.py", ALL),
     ("stages/core/transformer.py", TRAIN_ON),
     ("stages/training/history.py", TRAIN_ON[:1]),
-    ("stages/artifacts/prompts_csv.py", ALL[:2]),
+    ("stages/artifacts/prompts_table.py", ALL[:2]),
     ("stages/artifacts/token_shards.py", DATASET_ON),
     ("stages/parameters.py", ALL),
 ]

@@ -1,9 +1,11 @@
 """Decide from its text alone which split a row belongs to, so that a row never moves when others are added."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Literal, Self, get_args
 
+import numpy as np
+import numpy.typing as npt
 import pydantic
 
 from stages.core.params_model import ParamsModel
@@ -36,24 +38,22 @@ class SplitParams(ParamsModel):
         return self
 
 
-def splits_of(texts: Sequence[str], parameters: SplitParams) -> list[Split]:
-    """Give the split of each row, known by its text: its prompt, or its completion if the prompt is empty.
+def splits_of(texts: Iterable[bytes], parameters: SplitParams) -> npt.NDArray[np.int8]:
+    """Return the split of each row, as its place in ``SPLITS``, by its text in UTF-8: its prompt, or completion if that is empty.
 
     Rows with the same text share a split. The result depends on the text, the seed and the fractions alone: it is the
     same on every platform and whatever other rows there are.
     """
-    if parameters.validation + parameters.test == 0:
-        return ["train"] * len(texts)
     keyed = hashlib.blake2b(digest_size=8, key=parameters.seed.to_bytes(8, "little"))
-    splits: list[Split] = []
-    for text in texts:
+
+    def draw(text: bytes) -> bytes:
         drawn = keyed.copy()
-        drawn.update(text.encode())
-        fraction = (int.from_bytes(drawn.digest(), "little") >> 64 - _FRACTION_BITS) / 2**_FRACTION_BITS
-        if fraction < parameters.validation:
-            splits.append("validation")
-        elif fraction < parameters.validation + parameters.test:
-            splits.append("test")
-        else:
-            splits.append("train")
-    return splits
+        drawn.update(text)
+        return drawn.digest()
+
+    drawn = np.frombuffer(b"".join(map(draw, texts)), "<u8")
+    fractions = (drawn >> np.uint64(64 - _FRACTION_BITS)) / 2.0**_FRACTION_BITS
+    held_out = np.where(fractions < parameters.validation, SPLITS.index("validation"), SPLITS.index("test"))
+    return np.where(fractions < parameters.validation + parameters.test, held_out, SPLITS.index("train")).astype(
+        np.int8
+    )

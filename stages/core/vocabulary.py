@@ -13,24 +13,36 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property, partial
-from itertools import chain, islice
-from operator import itemgetter
-from typing import Literal, Self
+from itertools import islice, repeat
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 import pydantic
-import tiktoken
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from stages.core.frames import (
+    Frame,
+    UnusableTextError,
+    find_unusable_text,
+    joined_texts,
+    text_column,
+    text_data,
+    text_offsets,
+    text_sizes,
+)
 from stages.core.params_model import ParamsModel
 from stages.errors import UserError
 
 EOS = "<EOS>"
 UNKNOWN = "<UNK>"
 
+if TYPE_CHECKING:
+    import tiktoken
+
 TokenizerName = Literal["word", "character", "bpe"]
-TokenIds = npt.NDArray[np.int32]
+TokenIds = npt.NDArray[np.integer[Any]]
 
 _BYTES = 256
 _SMALLEST_BPE = _BYTES + 1  # every byte, and <EOS>
@@ -43,7 +55,12 @@ _ONLY_PYTHON_SPACES = "\x1c\x1d\x1e\x1f"
 _WORD = re.compile(rf"(?:\S|[{_ONLY_PYTHON_SPACES}])+")
 # How GPT-2, and so the tokenizers library's ByteLevel, cuts text before merging bytes.
 _GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
-_AFTER_TEXT = "\uffff"  # Unicode promises never to make it a character
+_END = "\0"
+_PIECE_BYTES = 1 << 23  # of text encoded at once, so that a cell of 60 MB takes little more memory than its tokens
+_CUT = re.compile(rb"[!-~] (?=[!-~])")  # between two words: no token of any tokenizer crosses it
+_FIRST_NOT_ASCII = 0x80
+_CHARACTER_BYTES = np.repeat([1, 2, 3, 4], [0xC0, 0x20, 0x10, 0x10])  # by the first one
+_SMALLEST_SHARE = 1 << 15  # characters
 _CORES = os.cpu_count() or 1
 _SHARES_PER_CORE = 4  # of a batch's texts, since texts differ in length
 _NEAREST = 3
@@ -65,15 +82,6 @@ class VocabularyParams(ParamsModel):
         if self.tokenizer == "bpe" and self.size < _SMALLEST_BPE:
             raise ValueError(f"size: found {self.size}; bpe needs at least {_SMALLEST_BPE} (every byte, and {EOS})")
         return self
-
-
-class UnusableTextError(UserError):
-    """A text that a vocabulary cannot be built from, or that it cannot encode."""
-
-    def __init__(self, message: str, index: int) -> None:
-        """Keep ``index``, which of the given texts it is, so that the caller can name its row."""
-        super().__init__(message)
-        self.index = index
 
 
 class Vocabulary:
@@ -109,42 +117,47 @@ class Vocabulary:
         """Every token's id, in the order of the ids."""
         return dict(sorted(self.tokenizer.get_vocab().items(), key=lambda item: item[1]))
 
+    @property
+    def end(self) -> str:
+        """What stands for <EOS> behind each text that ``encode_texts`` takes; no text of a table has a NUL."""
+        return f" {_END} " if self.name == "word" else _END
+
     def encode(self, text: str) -> list[int]:
-        """Give the token_ids of one text.
+        """Return the token ids of one text, which may be any.
 
         Raises:
             UnusableTextError: a word or character is unknown and there is no <UNK>.
         """
-        token_ids, _ = self.encode_batch([text])
-        return [int(token_id) for token_id in token_ids[:-1]]
-
-    def encode_batch(self, texts: Sequence[str]) -> tuple[TokenIds, npt.NDArray[np.int64]]:
-        """Encode many texts at once, each ended by <EOS>.
-
-        Returns:
-            token_ids [tokens] of all texts, laid end to end, and lengths [texts], how many tokens each text has, <EOS>
-            included.
-
-        Raises:
-            UnusableTextError: a word or character is unknown and there is no <UNK>.
-        """
+        known = self._text_token_ids
         match self.name:
             case "word":
-                token_ids, lengths = self._encode_words(texts)
+                if EOS in text:
+                    _refuse_words(text, [EOS])
+                tokens: Sequence[str] = split_words(text)
             case "character":
-                token_ids, lengths = self._encode_characters(texts)
+                tokens = text
             case "bpe":
-                return self._encode_bytes(texts)
-        absent = token_ids == _ABSENT
-        if absent.any():
-            if self.unknown_id is None:
-                first = int(np.argmax(absent))
-                raise self._unknown_error(texts, lengths, first)
-            token_ids[absent] = self.unknown_id
-        return token_ids, lengths
+                # Without special tokens, what a text holds is encoded as its characters.
+                return self._merges.encode(text, allowed_special=set(), disallowed_special=())
+        token_ids = [known.get(token, self.unknown_id) for token in tokens]
+        if None in token_ids:
+            raise UnusableTextError(self._explain_unknown(tokens, token_ids.index(None)))
+        return [token_id for token_id in token_ids if token_id is not None]
+
+    def encode_texts(self, texts: memoryview) -> TokenIds:
+        """Return the token ids [tokens] of many texts at once, in UTF-8, each followed by ``end``, which becomes <EOS>.
+
+        Raises:
+            UnusableTextError: a word or character is unknown and there is no <UNK>. Which one, ``encode`` says.
+        """
+        encode = {"word": self._encode_words, "character": self._encode_characters, "bpe": self._encode_bytes}[
+            self.name
+        ]
+        pieces = [encode(str(piece, "utf-8")) for piece in _pieces(texts)]
+        return np.concatenate(pieces) if len(pieces) > 1 else pieces[0]
 
     def decode(self, token_ids: Sequence[int]) -> str:
-        """Give the text of token_ids; <EOS> is dropped, words are joined by a space."""
+        """Return the text of token ids; <EOS> is dropped, words are joined by a space."""
         return self.tokenizer.decode(list(token_ids), skip_special_tokens=True)
 
     def encode_prompt(self, text: str) -> list[int]:
@@ -158,30 +171,36 @@ class Vocabulary:
         except UnicodeEncodeError as error:
             # Python writes a byte that is not UTF-8, and JSON may write half of a pair, as a surrogate.
             found = f"character {error.start + 1} (U+{ord(text[error.start]):04X})"
-            raise UnusableTextError(f"{found} is not text: give the prompt in UTF-8", 0) from None
+            raise UnusableTextError(f"{found} is not text: give the prompt in UTF-8") from None
         if self.name != "word":
             return self.encode(text)
         known = self._text_token_ids
         words = (word if word in known else self._only_match_in_another_case(word) for word in split_words(text))
         return self.encode(" ".join(words))
 
-    def first_token_bytes(self, texts: Sequence[str], token_ids: TokenIds) -> int:
-        """Count the UTF-8 bytes that the first tokens of texts stand for.
+    def first_token_bytes(self, texts: pa.StringArray, token_ids: TokenIds) -> int:
+        """Count the UTF-8 bytes that the first tokens of texts stand for; a first word has the white space before it.
 
         ``token_ids`` [texts] are these tokens, <EOS> where a text has none.
         """
-        match self.name:
-            case "word":  # with the white space before it
-                return sum(len(text[: word.end()].encode()) for text in texts if (word := _WORD.search(text)))
-            case "character":
-                return len("".join(map(itemgetter(slice(1)), texts)).encode())
-            case "bpe":
-                return int(self._byte_lengths[token_ids].sum())
+        if self.name == "bpe":
+            return int(self._byte_lengths[token_ids].sum())
+        data, offsets = np.frombuffer(text_data(texts), np.uint8), text_offsets(texts)
+        there = np.flatnonzero(text_sizes(texts))
+        first_bytes = data[offsets[:-1][there] - offsets[0]]
+        if self.name == "character":
+            return int(_CHARACTER_BYTES[first_bytes].sum())
+        may_be_space = (first_bytes <= ord(" ")) | (first_bytes >= _FIRST_NOT_ASCII)
+        unclear = there[may_be_space | (token_ids[there] == (_ABSENT if self.unknown_id is None else self.unknown_id))]
+        words = (_WORD.search(text) for text in texts.take(pa.array(unclear)).to_pylist())
+        in_unclear = sum(len(word.string[: word.end()].encode()) for word in words if word)
+        return in_unclear + int(np.delete(self._byte_lengths[token_ids], unclear).sum())
 
     @cached_property
     def _byte_lengths(self) -> npt.NDArray[np.int64]:
-        """[V] the bytes of each bpe token: the byte-level alphabet has one character a byte. <EOS> has none."""
-        lengths = np.fromiter(map(len, self.token_to_id), np.int64, self.size)
+        """[V] the bytes of each token of text: the byte-level alphabet has one character a byte. <EOS> has none."""
+        size = len if self.name == "bpe" else lambda token: len(token.encode())
+        lengths = np.fromiter(map(size, self.token_to_id), np.int64, self.size)
         lengths[self.eos_id] = 0
         return lengths
 
@@ -191,62 +210,69 @@ class Vocabulary:
         return {token: token_id for token, token_id in self.token_to_id.items() if token_id != self.eos_id}
 
     @cached_property
-    def _code_point_ids(self) -> TokenIds:
-        """[code points] the id of each character."""
+    def _code_point_ids(self) -> npt.NDArray[np.int32]:
+        """[code points] the id of each character, of ``end`` that of <EOS>."""
         ids = np.full(_CODE_POINTS, _ABSENT, dtype=np.int32)
         for token, token_id in self._text_token_ids.items():
             if token_id != self.unknown_id:
                 ids[ord(token)] = token_id
+        ids[ord(_END)] = self.eos_id
         return ids
 
-    def _encode_words(self, texts: Sequence[str]) -> tuple[TokenIds, npt.NDArray[np.int64]]:
-        _refuse_words(texts, {EOS})
-        known = self._text_token_ids
-        return _flatten([[*(known.get(word, _ABSENT) for word in split_words(text)), self.eos_id] for text in texts])
-
-    def _encode_characters(self, texts: Sequence[str]) -> tuple[TokenIds, npt.NDArray[np.int64]]:
-        token_ids = self._code_point_ids.take(_code_points(_AFTER_TEXT.join([*texts, ""])))
-        lengths = np.fromiter(map(len, texts), dtype=np.int64, count=len(texts)) + 1
-        token_ids[np.cumsum(lengths) - 1] = self.eos_id
-        return token_ids, lengths
-
-    def _encode_bytes(self, texts: Sequence[str]) -> tuple[TokenIds, npt.NDArray[np.int64]]:
-        size = -(-len(texts) // (_SHARES_PER_CORE * _CORES)) or 1
-        shares = [texts[start : start + size] for start in range(0, len(texts), size)]
-        encode = partial(self._encode_share, self._merges)
-        if len(shares) == 1:
-            encoded = [encode(texts)]
-        else:
-            with ThreadPoolExecutor(_CORES) as pool:
-                encoded = list(pool.map(encode, shares))
-        token_ids, lengths = zip(*encoded, strict=True) if encoded else ((), ())
-        return np.concatenate([np.empty(0, np.int32), *token_ids]), np.concatenate([np.empty(0, np.int64), *lengths])
-
-    def _encode_share(self, merges: tiktoken.Encoding, texts: Sequence[str]) -> tuple[TokenIds, npt.NDArray[np.int64]]:
-        """Encode texts in one call, joined by what none of them holds: a call takes longer than a short text."""
-        joined = _AFTER_TEXT.join([*texts, ""])
-        if joined.count(_AFTER_TEXT) > len(texts):
-            # Without special tokens, what a text holds is encoded as its characters.
-            alone = [merges.encode(text, allowed_special=set(), disallowed_special=()) for text in texts]
-            return _flatten([[*token_ids, self.eos_id] for token_ids in alone])
-        token_ids = merges.encode_to_numpy(joined, allowed_special={_AFTER_TEXT}, disallowed_special=())
-        return token_ids.astype(np.int32), np.diff(np.flatnonzero(token_ids == self.eos_id), prepend=-1)
+    def _encode_words(self, text: str) -> TokenIds:
+        if EOS in text:
+            _refuse_words(text, [EOS])
+        words = split_words(text)
+        ids = map(self._word_ids.get, words, repeat(_ABSENT if self.unknown_id is None else self.unknown_id))
+        return self._checked(np.fromiter(ids, np.int32, len(words)))
 
     @cached_property
-    def _merges(self) -> tiktoken.Encoding:
+    def _word_ids(self) -> dict[str, int]:
+        return self._text_token_ids | {_END: self.eos_id}
+
+    def _encode_characters(self, text: str) -> TokenIds:
+        code_points = _code_points(text)
+        token_ids = self._code_point_ids.take(code_points)
+        if self.unknown_id is not None:
+            token_ids[token_ids == _ABSENT] = self.unknown_id
+        return self._checked(token_ids)
+
+    def _checked(self, token_ids: npt.NDArray[np.int32]) -> TokenIds:
+        if len(token_ids) and token_ids.min() == _ABSENT:
+            raise UnusableTextError("a word or character is not in the vocabulary")
+        return token_ids
+
+    def _encode_bytes(self, text: str) -> TokenIds:
+        """Encode in shares, one after another on each core."""
+        shares, begin, size = [], 0, max(len(text) // (_SHARES_PER_CORE * _CORES), _SMALLEST_SHARE)
+        while begin < len(text):
+            end = text.find(_END, begin + size) + 1 or len(text)
+            shares.append(text[begin:end])
+            begin = end
+        merges = self._merges
+        encode = partial(merges.encode_to_numpy, allowed_special={_END}, disallowed_special=())
+        if len(shares) < 2:
+            return np.concatenate([np.empty(0, np.uint32), *map(encode, shares)])
+        with ThreadPoolExecutor(_CORES) as pool:
+            return np.concatenate(list(pool.map(encode, shares)))
+
+    @cached_property
+    def _merges(self) -> "tiktoken.Encoding":
         """The byte pair encoding in tiktoken, which gives the same token_ids in a fraction of the time.
 
         tiktoken merges the pair whose joint token has the lowest id, the tokenizers library the pair whose merge was
         learned first. These agree because ids are in the order of the merges, and because training never learns two
         ways to one token: wherever its bytes stand between token boundaries, the earlier merges have cut them alike.
         """
+        import tiktoken  # noqa: PLC0415 - takes a while, and only byte pairs need it
+
         byte_of = {character: byte for byte, character in _byte_characters().items()}
         ranks = {
             bytes(byte_of[character] for character in token): token_id
             for token, token_id in self._text_token_ids.items()
         }
         return tiktoken.Encoding(
-            "vocabulary", pat_str=_GPT2_PATTERN, mergeable_ranks=ranks, special_tokens={_AFTER_TEXT: self.eos_id}
+            "vocabulary", pat_str=_GPT2_PATTERN, mergeable_ranks=ranks, special_tokens={_END: self.eos_id}
         )
 
     def _only_match_in_another_case(self, word: str) -> str:
@@ -260,48 +286,45 @@ class Vocabulary:
             words.setdefault(word.casefold(), []).append(word)
         return words
 
-    def _unknown_error(self, texts: Sequence[str], lengths: npt.NDArray[np.int64], position: int) -> UnusableTextError:
-        """Explain the unknown token at ``position`` in the token_ids of all texts."""
-        ends = np.cumsum(lengths)
-        index = int(np.searchsorted(ends, position, side="right"))
-        nth = position - int(ends[index] - lengths[index])
+    def _explain_unknown(self, tokens: Sequence[str], position: int) -> str:
+        token = tokens[position]
         fix = "set vocabulary.unknown_token: true, or vocabulary.tokenizer: bpe, which knows all text"
         if self.name == "character":
-            character = texts[index][nth]
-            found = f"the character {character!r} (U+{ord(character):04X}, character {nth + 1})"
-            return UnusableTextError(
-                f"{found} is not in the vocabulary, which is that of the training rows; {fix}", index
-            )
-        word = split_words(texts[index])[nth]
-        nearest = self._words_without_case.get(word.casefold(), []) or difflib.get_close_matches(
-            word, islice(self._text_token_ids, _SEARCHED_FOR_NEAREST), n=_NEAREST
+            found = f"the character {token!r} (U+{ord(token):04X}, character {position + 1})"
+            return f"{found} is not in the vocabulary, which is that of the training rows; {fix}"
+        nearest = self._words_without_case.get(token.casefold(), []) or difflib.get_close_matches(
+            token, islice(self._text_token_ids, _SEARCHED_FOR_NEAREST), n=_NEAREST
         )
         known = "nearest known: " + ", ".join(map(repr, nearest)) if nearest else "no known word is like it"
-        found = f"the word {word!r} (word {nth + 1}) is not in the vocabulary, which is that of the training rows"
-        return UnusableTextError(f"{found}; {known}; {fix}", index)
+        found = f"the word {token!r} (word {position + 1}) is not in the vocabulary, which is that of the training rows"
+        return f"{found}; {known}; {fix}"
 
 
-def build_vocabulary(parameters: VocabularyParams, batches: Iterable[Sequence[str]]) -> Vocabulary:
-    """Build a vocabulary from training texts, which come in batches so that they need not fit into memory.
+def build_vocabulary(parameters: VocabularyParams, frames: Iterable[Frame]) -> Vocabulary:
+    """Build a vocabulary from frames of training rows, which need not fit into memory together.
 
     Ids of words and characters are in the order of their first appearance; bpe's are the bytes, then the merges. Then
     comes ``<UNK>`` where asked for, and ``<EOS>`` last.
 
     Raises:
-        UnusableTextError: a text holds a word with a meaning of its own, such as ``<EOS>``. Its index is the place
-            within the batch that was read last.
+        UnusableTextError: a text holds a word with a meaning of its own, such as ``<EOS>``; the error names its row in the frame.
     """
     if parameters.tokenizer == "bpe":
-        return Vocabulary(_train_bpe(parameters.size, batches))
+        return Vocabulary(_train_bpe(parameters.size, frames))
     added = [UNKNOWN, EOS] if parameters.unknown_token else [EOS]
     tokens: dict[str, None] = {}
     seen = np.zeros(_CODE_POINTS, np.bool_)
-    for texts in batches:
+    for frame in frames:
         if parameters.tokenizer == "word":
-            _refuse_words(texts, set(added))
-            tokens |= dict.fromkeys(split_words("\n".join(texts)))
-        else:
-            tokens |= dict.fromkeys(_new_characters("".join(texts), seen))
+            text = str(joined_texts(frame, "\n"), "utf-8")
+            try:
+                _refuse_words(text, added)
+            except UnusableTextError:
+                find_unusable_text(frame, partial(_refuse_words, reserved=added))
+                raise
+            tokens |= dict.fromkeys(split_words(text))
+        elif _has_new_characters(frame, seen):
+            tokens |= dict.fromkeys(_new_characters(str(joined_texts(frame, ""), "utf-8"), seen))
     ids = {token: token_id for token_id, token in enumerate([*tokens, *added])}
     unknown = UNKNOWN if parameters.unknown_token else _NO_UNKNOWN
     tokenizer = Tokenizer(models.WordLevel(ids, unk_token=unknown))
@@ -321,12 +344,31 @@ def split_words(text: str) -> list[str]:
     return text.split()
 
 
+def _pieces(texts: memoryview) -> Iterator[memoryview]:
+    """Cut long text between two words, wherever that leaves all tokens as they are."""
+    begin = 0
+    while len(texts) - begin > _PIECE_BYTES and (cut := _CUT.search(texts, begin + _PIECE_BYTES)):
+        yield texts[begin : cut.start() + 1]
+        begin = cut.start() + 1
+    yield texts[begin:]
+
+
 def _code_points(text: str) -> npt.NDArray[np.uint32]:
     return np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)
 
 
+def _has_new_characters(frame: Frame, seen: npt.NDArray[np.bool_]) -> bool:
+    """Return whether a frame has characters that are not ``seen`` [code points]; ASCII is sorted out as bytes."""
+    known = bytes(np.flatnonzero(seen[:_FIRST_NOT_ASCII]).tolist())
+    for name in ("prompt", "completion"):
+        left = bytes(text_data(text_column(frame, name))).translate(None, known)
+        if left and not seen.take(_code_points(left.decode())).all():
+            return True
+    return False
+
+
 def _new_characters(text: str, seen: npt.NDArray[np.bool_]) -> Iterator[str]:
-    """Give the characters of a text that are not ``seen`` [code points], by their first appearance, and mark them."""
+    """Yield the characters of a text that are not ``seen`` [code points], by their first appearance, and mark them."""
     code_points = _code_points(text)
     # In parts, as a step of Python's is taken for whatever is new to a part: nearly all of a first one.
     for part in np.split(code_points, range(_CHARACTERS_AT_ONCE, len(code_points), _CHARACTERS_AT_ONCE)):
@@ -335,7 +377,7 @@ def _new_characters(text: str, seen: npt.NDArray[np.bool_]) -> Iterator[str]:
         yield from map(chr, new)
 
 
-def _train_bpe(size: int, batches: Iterable[Sequence[str]]) -> Tokenizer:
+def _train_bpe(size: int, frames: Iterable[Frame]) -> Tokenizer:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -344,7 +386,8 @@ def _train_bpe(size: int, batches: Iterable[Sequence[str]]) -> Tokenizer:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(batches, trainer)
+    texts = (str(joined_texts(frame, _END), "utf-8").split(_END) for frame in frames)
+    tokenizer.train_from_iterator(texts, trainer)
     _add_eos(tokenizer)
     return tokenizer
 
@@ -374,16 +417,9 @@ def _name(tokenizer: Tokenizer) -> TokenizerName:
     )
 
 
-def _refuse_words(texts: Sequence[str], reserved: set[str]) -> None:
-    for word in sorted(reserved):
-        for index, text in enumerate(texts):
-            # The first test is the quick one.
-            if word in text and word in split_words(text):
-                raise UnusableTextError(
-                    f"the word {word} has a meaning of its own and cannot stand in a text; write it another way", index
-                )
-
-
-def _flatten(token_ids: list[list[int]]) -> tuple[TokenIds, npt.NDArray[np.int64]]:
-    counts = np.fromiter(map(len, token_ids), dtype=np.int64, count=len(token_ids))
-    return np.fromiter(chain.from_iterable(token_ids), dtype=np.int32, count=int(counts.sum())), counts
+def _refuse_words(text: str, reserved: Sequence[str]) -> None:
+    for word in reserved:
+        if word in text and word in split_words(text):  # the first test is the quick one
+            raise UnusableTextError(
+                f"the word {word} has a meaning of its own and cannot stand in a text; write it another way"
+            )

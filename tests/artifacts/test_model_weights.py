@@ -10,6 +10,7 @@ from stages.artifacts.provenance_json import MODEL_FOLDER, Provenance, md5, read
 from stages.artifacts.vocabulary_json import VOCABULARY_FILE, write_vocabulary
 from stages.core.vocabulary import VocabularyParams, build_vocabulary
 from stages.errors import UserError
+from tests.frames import frame_of_texts
 from tests.training.conftest import network
 
 CHARACTERS = VocabularyParams(tokenizer="character", size=8000, unknown_token=False)
@@ -27,7 +28,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def write_letters(letters: str, path: Path = VOCABULARY_FILE) -> None:
-    write_vocabulary(build_vocabulary(CHARACTERS, [[letters]]), path)
+    write_vocabulary(build_vocabulary(CHARACTERS, [frame_of_texts([letters])]), path)
 
 
 def write(value: float) -> None:

@@ -10,24 +10,29 @@ from tokenizers import Tokenizer
 from stages.artifacts.vocabulary_json import read_vocabulary, write_vocabulary
 from stages.core.vocabulary import TokenizerName, VocabularyParams, build_vocabulary
 from stages.errors import UserError
+from tests.frames import frame_of_texts
 
 TEXTS = ["what is CNN", "Great", "the then there <b> \n\n été 2002"]
 
 WRITE_BPE = """
 import sys
 from pathlib import Path
+import pyarrow as pa
 from stages.artifacts.vocabulary_json import write_vocabulary
 from stages.core.vocabulary import VocabularyParams, build_vocabulary
 texts = [f"{n} {n * n} the quick brown fox {chr(192 + n % 300)}" for n in range(3000)]
 parameters = VocabularyParams(tokenizer="bpe", size=600, unknown_token=False)
-write_vocabulary(build_vocabulary(parameters, [texts[:1000], texts[1000:]]), Path(sys.argv[1]))
+frames = [pa.table({"prompt": part, "completion": part}) for part in (texts[:1000], texts[1000:])]
+write_vocabulary(build_vocabulary(parameters, frames), Path(sys.argv[1]))
 """
 
 
 @pytest.mark.parametrize("name", ["word", "character", "bpe"])
 def test_it_round_trips_and_opens_with_other_libraries(tmp_path: Path, name: TokenizerName) -> None:
     path = tmp_path / "vocabulary.json"
-    vocabulary = build_vocabulary(VocabularyParams(tokenizer=name, size=280, unknown_token=False), [TEXTS])
+    vocabulary = build_vocabulary(
+        VocabularyParams(tokenizer=name, size=280, unknown_token=False), [frame_of_texts(TEXTS)]
+    )
     write_vocabulary(vocabulary, path)
     read = read_vocabulary(path)
     assert (read.name, read.size, read.eos_id, read.unknown_id) == (name, vocabulary.size, vocabulary.eos_id, None)

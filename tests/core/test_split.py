@@ -5,13 +5,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages.core.split import SplitParams, splits_of
+from stages.core.split import SPLITS, Split, SplitParams
+from stages.core.split import splits_of as split_codes_of
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]))
 
 
 def parameters(validation: float = 0.2, test: float = 0.1, seed: int = 0) -> SplitParams:
     return SplitParams(validation=validation, test=test, seed=seed, column=None)
+
+
+def splits_of(texts: list[str], parameters: SplitParams) -> list[Split]:
+    return [SPLITS[code] for code in split_codes_of(map(str.encode, texts), parameters)]
 
 
 def test_fractions_are_kept() -> None:

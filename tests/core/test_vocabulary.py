@@ -4,12 +4,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
+from stages.core.frames import UnusableTextError, joined_texts
 from stages.core.rows import Scored, count_scored, encode_rows
 from stages.core.vocabulary import (
     EOS,
     UNKNOWN,
     TokenizerName,
-    UnusableTextError,
     Vocabulary,
     VocabularyParams,
     build_vocabulary,
@@ -17,8 +17,10 @@ from stages.core.vocabulary import (
 )
 from stages.core.windows import DatasetParams
 from stages.errors import UserError
+from tests.frames import frame_of, frame_of_texts
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]))
+CELL = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"))
 ODD_TEXT = st.text(st.sampled_from("ab \t\r\n\x0b\x1c\x1d\x1f\x85\xa0\u180e\u2028\u200b\u3000\ufeffé😀<EOS>"))
 SEED_TEXTS = ["what is CNN", "Great", "CNN is what", "Great"]
 
@@ -26,7 +28,10 @@ SEED_TEXTS = ["what is CNN", "Great", "CNN is what", "Great"]
 def build(
     name: TokenizerName, texts: list[str] = SEED_TEXTS, *, size: int = 300, unknown_token: bool = False
 ) -> Vocabulary:
-    return build_vocabulary(VocabularyParams(tokenizer=name, size=size, unknown_token=unknown_token), [texts])
+    return build_vocabulary(
+        VocabularyParams(tokenizer=name, size=size, unknown_token=unknown_token),
+        [frame_of_texts(texts)],
+    )
 
 
 BPE = build("bpe", [*SEED_TEXTS, "the there then aaaa <EOS> 2002 été"], size=320)
@@ -82,12 +87,17 @@ def test_words_are_the_tokenizers_librarys(texts: list[str]) -> None:
 
 
 @pytest.mark.parametrize("name", ["word", "character", "bpe"])
-@given(texts=st.lists(st.one_of(TEXT, st.text("ab \n'\uffff", max_size=6)).filter(lambda text: EOS not in text)))
-def test_a_batch_knows_where_each_text_ends_whatever_it_holds(name: TokenizerName, texts: list[str]) -> None:
+@given(
+    texts=st.lists(
+        st.one_of(CELL, st.text("ab \n'\uffff", max_size=6)).filter(lambda text: EOS not in text), min_size=1
+    )
+)
+def test_many_texts_at_once_are_encoded_as_the_tokenizers_library_encodes_each(
+    name: TokenizerName, texts: list[str]
+) -> None:
     vocabulary = build(name, texts)
-    token_ids, lengths = vocabulary.encode_batch(texts)
+    token_ids = vocabulary.encode_texts(joined_texts(frame_of_texts(texts), vocabulary.end))
     expected = [[*vocabulary.tokenizer.encode(text).ids, vocabulary.eos_id] for text in texts]
-    assert lengths.tolist() == list(map(len, expected))
     assert token_ids.tolist() == [token_id for ids in expected for token_id in ids]
 
 
@@ -97,7 +107,7 @@ def test_the_text_eos_never_becomes_the_end(*, unknown_token: bool) -> None:
     assert vocabulary.eos_id not in vocabulary.encode("<EOS>")
     with pytest.raises(UnusableTextError, match="<EOS> has a meaning of its own") as raised:
         build("word", ["fine", "not <EOS>"], unknown_token=unknown_token)
-    assert raised.value.index == 1
+    assert (raised.value.row, raised.value.column) == (1, "prompt")
     with pytest.raises(UnusableTextError, match="<EOS> has a meaning of its own"):
         build("word", unknown_token=unknown_token).encode("what <EOS>")
 
@@ -115,8 +125,8 @@ def test_an_unknown_word_is_named_with_its_place_its_neighbours_and_the_fix() ->
     with pytest.raises(
         UnusableTextError, match=r"'Graet' \(word 2\).*nearest known: 'Great'.*unknown_token: true.*bpe"
     ) as raised:
-        build("word").encode_batch(["what is", "", "is Graet"])
-    assert raised.value.index == 2
+        encode_rows(build("word"), frame_of([("what is", ""), ("what", "is Graet")]))
+    assert (raised.value.row, raised.value.column) == (1, "completion")
     with pytest.raises(UnusableTextError, match=r"'ö' \(U\+00F6, character 2\)"):
         build("character").encode("wöhat")
 
@@ -150,7 +160,7 @@ def test_another_tokenizer_is_refused() -> None:
 
 
 def test_rows() -> None:
-    rows = encode_rows(build("word"), ["what is CNN", "Great", "what is", "", "", "Great"])
+    rows = encode_rows(build("word"), frame_of([("what is CNN", "Great"), ("what is", ""), ("", "Great")]))
     assert rows.token_ids.tolist() == [0, 1, 2, 4, 3, 4, 0, 1, 4, 4, 3, 4]
     assert rows.row_lengths.tolist() == [6, 3, 3]
     assert rows.prompt_lengths.tolist() == [4, 3, 1]
@@ -164,7 +174,7 @@ def test_a_completion_that_is_there_ends_with_eos_even_if_it_has_no_word(
     vocabulary = build(name, [text for pair in pairs for text in pair])
     prompts = [[*vocabulary.encode(prompt), vocabulary.eos_id] for prompt, _ in pairs]
     completions = [[*vocabulary.encode(text), vocabulary.eos_id] if text else [] for _, text in pairs]
-    rows = encode_rows(vocabulary, [text for pair in pairs for text in pair])
+    rows = encode_rows(vocabulary, frame_of(pairs))
     expected = [prompt + completion for prompt, completion in zip(prompts, completions, strict=True)]
     assert rows.token_ids.tolist() == [token_id for row in expected for token_id in row]
     assert rows.row_lengths.tolist() == list(map(len, expected))
@@ -185,19 +195,46 @@ def test_a_completion_that_is_there_ends_with_eos_even_if_it_has_no_word(
 def test_scored_targets_and_the_bytes_that_they_stand_for(
     packing: str, loss_on: str, *, begins_split: bool, expected: Scored
 ) -> None:
-    texts = ["ab cd", "é", "  ef", "", "", "g"]
+    pairs = [("ab cd", "é"), ("  ef", ""), ("", "g")]
     parameters = DatasetParams.model_validate({"packing": packing, "loss_on": loss_on, "stride": None})
-    vocabulary = build("word", texts)
-    rows = encode_rows(vocabulary, texts)
-    assert count_scored(vocabulary, texts, rows, parameters, begins_split=begins_split) == expected
+    vocabulary = build("word", [text for pair in pairs for text in pair])
+    rows = encode_rows(vocabulary, frame_of(pairs))
+    assert count_scored(vocabulary, frame_of(pairs), rows, parameters, begins_split=begins_split) == expected
 
 
-@given(st.lists(st.tuples(TEXT, TEXT).filter(any), min_size=1))
+@pytest.mark.parametrize("name", ["word", "character", "bpe"])
+@pytest.mark.parametrize("unknown_token", [False, True])
+@given(
+    texts=st.lists(
+        st.one_of(CELL, ODD_TEXT, st.text("ab é 日", max_size=4)).filter(lambda text: EOS not in text), min_size=1
+    )
+)
+def test_what_precedes_every_target_is_counted_to_the_byte(
+    name: TokenizerName, *, unknown_token: bool, texts: list[str]
+) -> None:
+    """Against the tokenizers library's own offsets, in characters, of the first token of each text."""
+    known = texts[: len(texts) // 2 + 1]
+    vocabulary = build(name, known if unknown_token else texts, unknown_token=unknown_token and name != "bpe")
+    frame = frame_of_texts(texts)
+    rows = encode_rows(vocabulary, frame)
+    parameters = DatasetParams(packing="rows", loss_on="all", stride=None)
+    firsts = [vocabulary.tokenizer.encode(text).offsets[:1] for text in texts]
+    if name == "bpe":
+        sizes = [len(vocabulary.tokenizer.encode(text).tokens[0]) if text else 0 for text in texts]
+    else:
+        sizes = [len(text[: first[0][1]].encode()) if first else 0 for text, first in zip(texts, firsts, strict=True)]
+    scored = count_scored(vocabulary, frame, rows, parameters, begins_split=True)
+    assert scored.bytes == sum(len(text.encode()) for text in texts) - sum(sizes)
+
+
+@given(st.lists(st.tuples(CELL, CELL).filter(any), min_size=1))
 def test_bytes_of_a_stream_do_not_depend_on_the_vocabulary(pairs: list[tuple[str, str]]) -> None:
     texts = [text for pair in pairs for text in pair]
     parameters = DatasetParams(packing="stream", loss_on="all", stride=None)
     counted = {
-        count_scored(vocabulary, texts, encode_rows(vocabulary, texts), parameters, begins_split=False).bytes
+        count_scored(
+            vocabulary, frame_of(pairs), encode_rows(vocabulary, frame_of(pairs)), parameters, begins_split=False
+        ).bytes
         for vocabulary in (build("character", texts), BPE)
     }
     assert counted == {sum(len(text.encode()) for text in texts)}

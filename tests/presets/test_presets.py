@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from stages.artifacts.prompts_csv import DataParams
+from stages.artifacts.prompts_table import DataParams
 from stages.core.params_model import ParamsModel
 from stages.core.split import SplitParams
 from stages.core.transformer import ModelParams, Transformer, TransformerConfig

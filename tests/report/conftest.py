@@ -7,6 +7,7 @@ from stages.core.transformer import Transformer, TransformerConfig
 from stages.core.vocabulary import Vocabulary, VocabularyParams, build_vocabulary
 from stages.report.content import ReportContent, build_content, inspect_row
 from stages.report.token_labels import token_labels
+from tests.frames import frame_of
 
 HOSTILE = '<script>document.title="run"</script> $x_1^2$ & </textarea>'
 TEXTS = [("what is CNN", "Great"), (HOSTILE, "<b>no</b>"), ("", "Great")]
@@ -23,7 +24,7 @@ def make_content(
     """Return the report's content of an untrained model."""
     texts = TEXTS if texts is None else texts
     parameters = VocabularyParams.model_validate({"tokenizer": tokenizer, "size": 300, "unknown_token": False})
-    vocabulary = build_vocabulary(parameters, [[part for text in texts for part in text]])
+    vocabulary = build_vocabulary(parameters, [frame_of(texts)])
     torch.manual_seed(0)
     shape = {
         "context_length": 64, "d_model": 8, "n_layers": 2, "n_heads": 2, "n_kv_heads": None, "feed_forward": "gelu",

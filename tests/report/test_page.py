@@ -14,6 +14,7 @@ from stages.report.content import POINTS, ROWS, TOKENS, ReportContent, Sample, c
 from stages.report.markdown import describe_run
 from stages.report.page import render
 from stages.report.token_labels import token_labels
+from tests.frames import frame_of_texts
 from tests.report.conftest import HOSTILE, METRICS, make_content
 
 
@@ -115,7 +116,7 @@ def test_spread_takes_the_first_and_the_last() -> None:
 ])  # fmt: skip
 def test_labels_show_white_space_and_bytes(tokenizer: str, text: str, labels: list[str]) -> None:
     parameters = VocabularyParams.model_validate({"tokenizer": tokenizer, "size": 257, "unknown_token": False})
-    vocabulary = build_vocabulary(parameters, [[text]])
+    vocabulary = build_vocabulary(parameters, [frame_of_texts([text])])
     names = token_labels(vocabulary)
     assert [names[token_id] for token_id in vocabulary.encode(text)] == labels
     assert names[vocabulary.eos_id] == "<EOS>"
@@ -125,7 +126,7 @@ def test_labels_show_white_space_and_bytes(tokenizer: str, text: str, labels: li
 @given(texts=st.lists(st.text(" ␣\nU+0AÃé…", min_size=1, max_size=20), min_size=1))
 def test_no_two_labels_are_the_same(texts: list[str], tokenizer: TokenizerName) -> None:
     parameters = VocabularyParams(tokenizer=tokenizer, size=300, unknown_token=False)
-    vocabulary = build_vocabulary(parameters, [texts])
+    vocabulary = build_vocabulary(parameters, [frame_of_texts(texts)])
     labels = token_labels(vocabulary)
     assert len(set(labels)) == vocabulary.size
     assert labels[vocabulary.eos_id] == "<EOS>"

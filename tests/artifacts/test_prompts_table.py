@@ -1,15 +1,19 @@
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Literal, get_args
 
 import pandas as pd
+import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages.artifacts import prompts_csv
-from stages.artifacts.prompts_csv import DataParams, PromptChunk, read_prompts
-from stages.core.split import Split, SplitParams, splits_of
+from stages.artifacts import table_text
+from stages.artifacts.prompts_table import DataParams, read_prompts
+from stages.core.frames import place, rows_of
+from stages.core.split import SPLITS, Split, SplitParams, splits_of
 from stages.errors import UserError
 
 SHARED_DATA = Path(__file__).parents[2].parent / "shared" / "data"
@@ -29,22 +33,21 @@ def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.chdir(tmp_path)
 
 
-def data(path: Path | str, prompt: str = "prompt", completion: str | None = "completion") -> DataParams:
-    return DataParams(csv=str(path), prompt_column=prompt, completion_column=completion)
+def data(
+    path: Path | str, prompt: str = "prompt", completion: str | None = "completion", delimiter: str | None = None
+) -> DataParams:
+    return DataParams(csv=str(path), prompt_column=prompt, completion_column=completion, delimiter=delimiter)
 
 
-def rows(chunks: Iterator[PromptChunk]) -> list[tuple[str, str]]:
-    read = [
-        (number, prompt, completion)
-        for chunk in chunks
-        for number, prompt, completion in zip(chunk.rows, chunk.prompts, chunk.completions, strict=True)
-    ]
-    assert [number for number, _, _ in read] == list(range(1, len(read) + 1))
-    return [(prompt, completion) for _, prompt, completion in read]
+def rows(frames: Iterator[pa.Table]) -> list[tuple[str, str]]:
+    """The text of a file's frames, whose rows must be numbered."""
+    read = [row for frame in frames for row in frame.to_pylist()]
+    assert [row["row"] for row in read] == list(range(1, len(read) + 1))
+    return [(row["prompt"], row["completion"]) for row in read]
 
 
-def splits(chunks: Iterator[PromptChunk]) -> dict[str, Split]:
-    return {prompt: split for chunk in chunks for prompt, split in zip(chunk.prompts, chunk.splits, strict=True)}
+def splits(frames: Iterator[pa.Table]) -> dict[str, Split]:
+    return {row["prompt"]: row["split"] for frame in frames for row in frame.to_pylist()}
 
 
 def read_bytes(content: bytes, split: SplitParams = NOTHING_HELD_OUT) -> list[tuple[str, str]]:
@@ -65,8 +68,58 @@ def test_what_pandas_writes_comes_back_row_for_row(
     frame = pd.DataFrame(cells, columns=["prompt", "completion"], dtype=object)
     frame.to_csv("prompts.csv", index=False, quoting=quoting, lineterminator=line_end, encoding=encoding)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(prompts_csv, "_BLOCK_BYTES", block_bytes)
+        patch.setattr(table_text, "_BLOCK_BYTES", block_bytes)
         assert rows(read_prompts(data("prompts.csv"), NOTHING_HELD_OUT)) == cells
+
+
+def write_text(frame: pd.DataFrame, path: Path, compression: Literal["infer", "gzip", "zstd", "bz2", "xz"]) -> None:
+    if ".jsonl" in path.name:
+        frame.to_json(path, orient="records", lines=True, force_ascii=False, compression=compression)
+    else:
+        frame.to_csv(path, index=False, sep="\t" if ".tsv" in path.name else ",", compression=compression)
+
+
+def write_as(frame: pd.DataFrame, ending: str, path: Path) -> None:
+    """Write a table as pandas users do; zstd by Arrow, as pandas needs another package for it."""
+    if ending == ".parquet":
+        frame.to_parquet(path)
+    elif ending.endswith(".zst"):
+        plain = path.with_suffix("")
+        write_text(frame, plain, "infer")
+        with pa.output_stream(path, compression="zstd") as file:
+            file.write(plain.read_bytes())
+        plain.unlink()
+    else:
+        write_text(frame, path, "infer")
+
+
+ENDINGS = [
+    text + compression for text in (".csv", ".tsv", ".jsonl") for compression in ("", ".gz", ".zst", ".bz2", ".xz")
+]
+
+
+@settings(max_examples=30)
+@given(
+    cells=st.lists(st.tuples(CELL, CELL, st.integers(-(10**30), 10**30)).filter(lambda row: any(row[:2])), min_size=1),
+    parts=st.integers(1, 3),
+    block_bytes=st.sampled_from([1, 10_000]),
+)
+@pytest.mark.parametrize("ending", [*ENDINGS, ".parquet"])
+def test_the_same_rows_in_any_format_and_in_several_parts_are_the_same(
+    ending: str, cells: list[tuple[str, str, int]], parts: int, block_bytes: int
+) -> None:
+    frame = pd.DataFrame(cells, columns=["question", "answer", "id"]).astype({"question": "str", "answer": "str"})
+    frame["id"] = frame["id"].astype(str)
+    with TemporaryDirectory(dir=".") as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(table_text, "_BLOCK_BYTES", block_bytes)
+        edges = [len(frame) * part // parts for part in range(parts + 1)]
+        for part, (begin, end) in enumerate(pairwise(edges)):
+            if end > begin:
+                write_as(frame[begin:end], ending, Path(folder, f"part-{part:02}{ending}"))
+        table = pa.concat_tables(read_prompts(data(folder, "question", "answer"), NOTHING_HELD_OUT))
+        assert list(zip(table["prompt"].to_pylist(), table["completion"].to_pylist(), strict=True)) == [
+            (question, answer) for question, answer, _ in cells
+        ]
 
 
 @given(st.lists(CELL.filter(bool), min_size=1))
@@ -126,7 +179,7 @@ def test_other_columns_are_passed_over() -> None:
         (b"\n\n", "the file is empty"),
         (b"prompt,completion\n", "no rows below the header"),
         (b"text,label\na,b\n", r"no column 'prompt' .*found: 'text', 'label'.*-S data\.prompt_column=text"),
-        (b"prompt,label\na,b\n", r"no column 'completion'.*-S data\.completion_column=prompt"),
+        (b"prompt,label\na,b\n", r"no column 'completion'.*-S data\.completion_column=label"),
         (b"prompt,completion,prompt\na,b,c\n", "'prompt' .*stands 2 times in the header"),
         (b"prompt;completion\na;b\n", "separated by semicolons"),
         (b"prompt\tcompletion\na\tb\n", "separated by tabs"),
@@ -148,7 +201,7 @@ def test_what_is_wrong_is_named(content: bytes, message: str) -> None:
 
 
 def test_what_goes_on_and_on_is_not_read_into_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prompts_csv, "_LONGEST", 1000)
+    monkeypatch.setattr(table_text, "_LONGEST", 1000)
     with pytest.raises(UserError, match=r"row 1 .*a line of more than 1,000 bytes"):
         read_bytes(b"prompt,completion\n" + b"a" * 2000 + b",b\n")
     with pytest.raises(
@@ -172,7 +225,7 @@ def test_an_absolute_path_and_dots_within_the_project_are_fine(tmp_path: Path) -
 
 def test_a_missing_file_is_named_with_what_is_there() -> None:
     Path("other.csv").touch()
-    with pytest.raises(UserError, match=r"^prompts.csv: not found; CSV files there: other.csv; set data.csv"):
+    with pytest.raises(UserError, match=r"^prompts.csv: not found; tables there: other.csv; set data.csv"):
         rows(read_prompts(data("prompts.csv"), NOTHING_HELD_OUT))
 
 
@@ -189,9 +242,8 @@ def test_in_a_folder_the_names_say_the_splits() -> None:
     assert read["a"] == read["b"] == "test"
     # There is a test file, so that only validation rows are drawn from the training file.
     of_training_file = HALF_HELD_OUT.model_copy(update={"test": 0.0})
-    assert {prompt: read[prompt] for prompt in prompts} == dict(
-        zip(prompts, splits_of(prompts, of_training_file), strict=True)
-    )
+    drawn = splits_of(map(str.encode, prompts), of_training_file)
+    assert [read[prompt] for prompt in prompts] == [SPLITS[code] for code in drawn]
 
 
 def test_a_folder_whose_names_do_not_say_the_splits_is_refused() -> None:
@@ -225,10 +277,12 @@ def test_nothing_left_to_train_on_names_the_fractions() -> None:
 
 
 def test_parts_know_their_places() -> None:
-    chunk = PromptChunk(Path("p.csv"), [3, 4, 5], ["a", "b", "c"], ["", "x", "y"], ["train", "test", "train"])
-    assert chunk.of("train").texts() == ["a", "", "c", "y"]
-    assert chunk.of("train").place(3) == "p.csv, row 5, completion"
-    assert chunk.of("test").place(0) == "p.csv, row 4, prompt"
+    Path("p.csv").write_text("prompt,part,completion\na,train,\nb,test,x\nc,train,y\n")
+    (frame,) = read_prompts(data("p.csv"), SplitParams(validation=0.0, test=0.0, seed=0, column="part"))
+    for same in (frame, frame.to_pandas()):
+        assert pd.Series(rows_of(same, "train")["prompt"]).tolist() == ["a", "c"]
+        assert place(rows_of(same, "train"), 1, "completion") == "p.csv, row 3, completion"
+        assert place(rows_of(same, "test"), 0, "prompt") == "p.csv, row 2, prompt"
 
 
 @pytest.mark.parametrize(
@@ -250,9 +304,9 @@ def test_real_files_are_read_as_pandas_reads_them(name: str, prompt: str, comple
     files = sorted(path.glob("*.csv"), key=lambda file: "test" in file.name)
     frame = pd.concat([pd.read_csv(file, dtype=str, keep_default_na=False) for file in files])
     read = [
-        pair
-        for chunk in read_prompts(data(path if len(files) > 1 else files[0], prompt, completion), NOTHING_HELD_OUT)
-        for pair in zip(chunk.prompts, chunk.completions, strict=True)
+        (row["prompt"], row["completion"])
+        for frame in read_prompts(data(path if len(files) > 1 else files[0], prompt, completion), NOTHING_HELD_OUT)
+        for row in frame.to_pylist()
     ]
     as_pandas_reads_them = zip(frame[prompt], frame[completion], strict=True)
     assert read == [(p.replace("\r\n", "\n"), c.replace("\r\n", "\n")) for p, c in as_pandas_reads_them]

@@ -1,0 +1,194 @@
+"""The tables of prompts and completions: every format that ``data.csv`` may name, read as one stream of frames.
+
+Arrow reads; where it refuses a block, or takes more than it should, the block is read once more, row by row, and the fault
+is named (table_text). Every cell is text as it is written: ``NA``, ``null`` and ``007`` are words.
+"""
+
+import glob
+import logging
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import pyarrow as pa
+import pydantic
+
+from stages.artifacts.table_columns import Rows
+from stages.artifacts.table_parquet import read_parquet
+from stages.artifacts.table_text import read_text
+from stages.core.frames import drawn_splits, split_codes
+from stages.core.params_model import ParamsModel
+from stages.core.split import SPLITS, Split, SplitParams
+from stages.errors import UserError
+
+LOG = logging.getLogger(__name__)
+
+_ENDING = re.compile(r"\.(?:(?:csv|tsv|jsonl|ndjson)(?:\.(?:gz|zst|bz2|xz))?|parquet)$")
+_FORMATS = ".csv, .tsv, .jsonl or .ndjson, also compressed (.csv.gz, .zst, .bz2, .xz), or .parquet"
+_SPLIT_OF_NAME: dict[str, Split] = {"train": "train", "test": "test"}
+_SPLIT_OF_NAME |= dict.fromkeys(("validation", "valid", "val", "dev"), "validation")
+_PART = r"[-_.]?\d+(?:-of-\d+)?"
+_NAMED = re.compile(rf"(?:^|[^a-z0-9])({'|'.join(_SPLIT_OF_NAME)})(?:{_PART})?$", re.IGNORECASE)
+_NUMBERED = re.compile(rf"{_PART}$")
+_LONGEST_PATH = 1000  # characters
+
+
+class DataParams(ParamsModel):
+    """Where the text is."""
+
+    csv: str = pydantic.Field(min_length=1, max_length=_LONGEST_PATH)
+    """A table, a folder of tables, or a pattern such as data/parts/*.parquet."""
+    prompt_column: str
+    """The column that holds the prompts; a.b is the field b of the column a."""
+    completion_column: str | None
+    """The column that holds the completions; null: the prompts are plain text and have none."""
+    delimiter: str | None = pydantic.Field(pattern=r"^[\t !#-/:-@\[\]^`{-~]$")
+    """What separates the cells of a text table; null: a comma, in .tsv a tab."""
+
+    @pydantic.field_validator("prompt_column", "completion_column", mode="before")
+    @classmethod
+    def _take_numbered_columns(cls, name: Any) -> Any:
+        return str(name) if type(name) is int else name  # params.yaml has the name 0 as a number
+
+    @pydantic.model_validator(mode="after")
+    def _learn_no_prompt_as_answer(self) -> Self:
+        if self.prompt_column == self.completion_column:
+            raise ValueError(
+                f"prompt_column and completion_column: found {self.prompt_column!r} for both, so that prompts would be "
+                "learnt as their own answers; name two columns, or set completion_column: null for plain text"
+            )
+        return self
+
+
+@dataclass(frozen=True)
+class _Source:
+    """One file, and what decides the split of its rows."""
+
+    path: Path
+    split: Split | SplitParams
+
+
+def read_prompts(data: DataParams, split: SplitParams) -> Iterator[pa.Table]:
+    r"""Yield every row, in frames of a few megabytes; line ends within cells become ``\n``.
+
+    Columns: file and row (1 for the first one of a file), prompt, completion (empty where there is none) and split. A frame
+    is an Arrow table, since pandas takes as long to import as 60 MB to read; ``to_pandas`` copies no text, and whatever
+    takes a frame takes one of pandas as well.
+
+    Raises:
+        UserError: a file is absent, or is not such a table (the message names the file, row and column), or no row is
+            left to train on.
+    """
+    rows, training_rows = 0, 0
+    for source in _sources(data, split):
+        LOG.info("reading %s", source.path)
+        of_file = 0
+        for read in _read_file(source, data):
+            frame = _frame(source, read)
+            of_file += len(frame)
+            training_rows += int(np.count_nonzero(split_codes(frame) == SPLITS.index("train")))
+            yield frame
+        if of_file == 0:
+            raise UserError(f"{source.path}: no rows below the header; add at least one")
+        rows += of_file
+    if training_rows == 0:
+        cause = (
+            f"split.validation ({split.validation}) and split.test ({split.test}) hold out all of them; lower these, "
+            "or set another split.seed, or add rows"
+            if split.column is None
+            else f"column {split.column!r} (split.column) says train for none of them"
+        )
+        raise UserError(f"{data.csv}: no row to train on, of {rows:,}: {cause}")
+
+
+def _read_file(source: _Source, data: DataParams) -> Iterator[Rows]:
+    split_column = source.split.column if isinstance(source.split, SplitParams) else None
+    wanted = {"prompt": data.prompt_column, "completion": data.completion_column, "split": split_column}
+    names = {role: name for role, name in wanted.items() if name is not None}
+    if source.path.suffix == ".parquet":
+        return read_parquet(source.path, names)
+    return read_text(source.path, names, data.delimiter)
+
+
+def _frame(source: _Source, read: Rows) -> pa.Table:
+    """Add where some rows stand and which split they belong to."""
+    count = len(read.columns["prompt"])
+    if not isinstance(source.split, SplitParams):
+        codes = np.full(count, SPLITS.index(source.split), np.int8)
+    elif source.split.column is not None:
+        codes = split_codes(read.columns)
+    else:
+        codes = drawn_splits(read.columns, source.split)
+    return pa.table(
+        {
+            "file": pa.DictionaryArray.from_arrays(np.zeros(count, np.int8), [str(source.path)]),
+            "row": np.arange(read.first, read.first + count),
+            "prompt": read.columns["prompt"],
+            "completion": read.columns["completion"],
+            "split": pa.DictionaryArray.from_arrays(codes, list(SPLITS)),
+        }
+    )
+
+
+def _sources(data: DataParams, split: SplitParams) -> list[_Source]:
+    """Return the files in the order in which they are read: by split, then by name, with numbers by their value."""
+    files = sorted(
+        _files(data.csv),
+        key=lambda file: [(part.isdigit() and int(part), part) for part in re.split(r"(\d+)", str(file))],
+    )
+    stems = [_ENDING.sub("", file.name) for file in files]
+    named = [_SPLIT_OF_NAME[said[1].lower()] if (said := _NAMED.search(stem)) else None for stem in stems]
+    parts = all(map(_NUMBERED.search, stems)) and len({_NUMBERED.sub("", stem) for stem in stems}) == 1
+    if files == [Path(data.csv)] or (not any(named) and (parts or not Path(data.csv).is_dir())):
+        return [_Source(file, split) for file in files]
+    if None in named:
+        raise UserError(
+            f"{files[named.index(None)]}: the name does not say which split this is; in a folder, names end with train, "
+            "validation (or valid, val, dev) or test, such as train.csv or my_test-01.csv, or all are numbered parts of "
+            "one table, such as part-01.csv; rename it, or give one file as data.csv"
+        )
+    if "train" not in named:
+        raise UserError(f"{data.csv}: no training file; one must be called train.csv, or end so, such as my_train.csv")
+    by_rows = split.model_copy(update={name: 0.0 for name in ("validation", "test") if name in named})
+    says = {name: split if split.column is not None else by_rows if name == "train" else name for name in SPLITS}
+    return [_Source(file, says[name]) for name in SPLITS for file, of in zip(files, named, strict=True) if of == name]
+
+
+def _files(data_csv: str) -> list[Path]:
+    """Return the tables that ``data.csv`` names.
+
+    Raises:
+        UserError: there is none, it is outside of the project, or it is no regular file.
+    """
+    path = Path(data_csv)
+    if re.match(r"[a-zA-Z][a-zA-Z0-9+.-]+://", data_csv):
+        raise UserError(f"data.csv: {data_csv} is an address; fetch it first: dvc import-url {data_csv} data/")
+    roots = [
+        Path.cwd(),
+        Path(os.environ.get("DVC_ROOT", ".")),
+    ]  # `dvc exp run --temp` works in a copy, with links into the project
+    if not path.is_absolute() and not any(path.resolve().is_relative_to(root.resolve()) for root in roots):
+        raise UserError(
+            f"data.csv: {data_csv} lies outside of the project ({path.resolve()}), where DVC cannot follow it; "
+            "copy it to data/, or give the absolute path"
+        )
+    if path.is_dir():
+        files = [file for file in path.iterdir() if _ENDING.search(file.name) and not file.name.startswith(".")]
+        if not files:
+            raise UserError(f"{path}: no table in this folder; their names end with {_FORMATS}")
+    else:
+        files = [path] if path.exists() else [Path(found) for found in glob.glob(data_csv)]  # noqa: PTH207 - takes absolute patterns too
+    if not files:
+        beside = sorted(str(file) for file in path.parent.glob("*") if _ENDING.search(file.name))
+        there = f"; tables there: {', '.join(beside)}" if beside else ""
+        raise UserError(f"{path}: not found{there}; set data.csv, e.g. with -S data.csv=data/my_prompts.csv")
+    for file in files:
+        if not file.is_file():
+            raise UserError(
+                f"{file}: not a file (a pipe, a device or a folder), and it is read twice; save it to a file, such as data/prompts.csv"
+            )
+    return files

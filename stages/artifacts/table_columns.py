@@ -1,0 +1,116 @@
+"""What every format of table has in common: its columns, found by name, and which rows are sound."""
+
+import difflib
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from stages.core.frames import text_data, text_sizes
+from stages.core.split import SPLITS
+from stages.errors import UserError
+
+KEYS = {"prompt": "data.prompt_column", "completion": "data.completion_column", "split": "split.column"}
+_SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "vertical bars", ",": "commas"}
+
+_NUL, _CARRIAGE_RETURN = re.compile(rb"\0"), re.compile(rb"\r")
+
+Columns = dict[str, pa.StringArray]
+"""The text of some rows: prompt, completion, and split where a column says it."""
+Wanted = Mapping[str, str]
+"""The columns to read: a key of ``KEYS`` -> the column's name."""
+
+
+class Rows(NamedTuple):
+    """Successive rows of one file."""
+
+    first: int
+    """The number of the first of them; the first row of the file is 1."""
+    columns: Columns
+
+
+def find_column(path: Path, names: Sequence[str], role: str, wanted: Wanted) -> int:
+    """Return which of a table's columns is meant.
+
+    Raises:
+        UserError: there is none of this name, or there are several.
+    """
+    name, key = wanted[role], KEYS[role]
+    if names.count(name) == 1:
+        return names.index(name)
+    if name in names:
+        raise UserError(
+            f"{path}: the column {name!r} ({key}) stands {names.count(name)} times in the header; rename all but one"
+        )
+    found = ", ".join(map(repr, names[:50])) + (", ..." if len(names) > 50 else "")
+    used = [mark for mark in _SEPARATORS if len(names) == 1 and mark in names[0]]
+    if used:
+        fix = f"the columns are separated by {_SEPARATORS[used[0]]}; read them with -S {setting('data.delimiter', used[0])}"
+    elif spaced := [other for other in names if other.strip() == name.strip()]:
+        fix = f"the header has white space around {spaced[0]!r}; remove it there, or use -S {setting(key, spaced[0])}"
+    else:
+        free = [other for other in names if other and other not in wanted.values()]
+        nearest = difflib.get_close_matches(name, free, n=1) or free[:1]
+        fix = f"name the right one, e.g. with -S {setting(key, nearest[0])}" if nearest else "name the right one"
+        if role == "completion":
+            fix += ", or -S data.completion_column=null if the table has prompts only"
+    raise UserError(f"{path}: no column {name!r} ({key}); found: {found}; {fix}")
+
+
+def setting(key: str, value: str) -> str:
+    """Return ``key=value`` as the shell and DVC read it."""
+    if re.fullmatch(r"[A-Za-z_][\w.-]*", value, re.ASCII) and value.lower() not in {
+        "null",
+        "true",
+        "false",
+        "nan",
+        "inf",
+    }:
+        return f"{key}={value}"
+    quoted = f"{key}='" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
+    return shlex.quote(quoted) if set(quoted) & set('"$`\\!') else f'"{quoted}"'
+
+
+def is_sound(columns: Columns) -> bool:
+    """Return whether ``checked_row`` would take every row, without a step of Python's for each."""
+    empty = (text_sizes(columns["prompt"]) == 0) & (text_sizes(columns["completion"]) == 0)
+    splits = set(columns["split"].unique().to_pylist()) if "split" in columns else set()
+    return not (empty.any() or splits - set(SPLITS) or any(_NUL.search(text_data(text)) for text in columns.values()))
+
+
+def checked_row(cells: dict[str, str], wanted: Wanted) -> dict[str, str]:
+    """Return the cells of one row; raise ValueError where something is wrong with them."""
+    for role, cell in cells.items():
+        if "\0" in cell:
+            raise ValueError(f"column {wanted[role]!r}: a NUL character; remove it")
+    if "split" in cells and cells["split"] not in SPLITS:
+        found = f"column {wanted['split']!r} (split.column): found {cells['split']!r}"
+        raise ValueError(f"{found}; allowed: {', '.join(SPLITS)}")
+    if not cells["prompt"] and not cells.get("completion"):
+        raise ValueError("neither a prompt nor a completion; fill the row or delete it")
+    return cells
+
+
+def to_columns(rows: Sequence[Mapping[str, str]], wanted: Wanted) -> Columns:
+    """Return rows of cells as columns of Arrow strings."""
+    return with_completions({role: pa.array([row[role] for row in rows], pa.string()) for role in wanted}, len(rows))
+
+
+def with_completions(columns: Columns, rows: int) -> Columns:
+    """Add empty completions where a table has none."""
+    if "completion" in columns:
+        return columns
+    offsets = pa.py_buffer(np.zeros(rows + 1, np.int32))
+    return columns | {"completion": pa.StringArray.from_buffers(rows, offsets, pa.py_buffer(b""))}
+
+
+def plain_text(column: pa.StringArray) -> pa.StringArray:
+    r"""Return text without nulls, which are empty cells, and with ``\n`` for ``\r\n``."""
+    from pyarrow import compute  # noqa: PLC0415 - takes a while
+
+    column = column.fill_null("") if column.null_count else column
+    return compute.replace_substring(column, "\r\n", "\n") if _CARRIAGE_RETURN.search(text_data(column)) else column
