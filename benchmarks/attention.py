@@ -1,6 +1,6 @@
 """Attention on a CPU, forward and backward: the fused operation beside the explicit one, in float32 and in bfloat16.
 
-It is what ``FEW_TOKENS`` in stages/core/transformer.py rests on.
+It is what ``FEW_TOKENS`` in stages/core/kernels.py rests on.
 """
 
 from functools import partial
@@ -9,12 +9,14 @@ import torch
 from torch import Tensor
 
 from benchmarks.measuring import options, seconds_of, take_turns, write_table
-from stages.core.transformer import explicit_attention, fused_attention
+from stages.core.kernels import Dropout, fused_attention
+from stages.core.transformer import explicit_attention
 
 TOKENS = (64, 256, 512, 1024)
 TOKENS_AT_ONCE = 4096
 HEADS = 6
 HEAD_DIM = 64
+NO_DROPOUT = Dropout(0.0)
 
 
 def heads(tokens: int, dtype: torch.dtype) -> list[Tensor]:
@@ -30,7 +32,7 @@ def fused(queries: Tensor, keys: Tensor, values: Tensor, toward: Tensor) -> None
 
 def explicit(queries: Tensor, keys: Tensor, values: Tensor, toward: Tensor) -> None:
     """Go there and back step by step."""
-    torch.autograd.grad(explicit_attention(queries, keys, values)[0], (queries, keys, values), toward)
+    torch.autograd.grad(explicit_attention(queries, keys, values, NO_DROPOUT)[0], (queries, keys, values), toward)
 
 
 def main() -> None:

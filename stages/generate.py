@@ -16,8 +16,6 @@ from stages.core.generation import Sampling, generate, stream
 from stages.core.vocabulary import Vocabulary
 from stages.errors import UserError
 
-BATCH_SIZE = 32
-
 
 def main() -> None:
     """Complete the prompts given on the command line, in a file or on standard input, one a line."""
@@ -34,10 +32,8 @@ def main() -> None:
             print(piece, end="", flush=True)
         print()
         return
-    for first in range(0, len(prompts), BATCH_SIZE):
-        batch = prompts[first : first + BATCH_SIZE]
-        for completion in generate(model.network, batch, vocabulary.eos_id, longest, sampling):
-            print(vocabulary.decode(completion), flush=True)
+    for completion in generate(model.network, prompts, vocabulary.eos_id, longest, sampling):
+        print(vocabulary.decode(completion), flush=True)
 
 
 def parse_options() -> argparse.Namespace:

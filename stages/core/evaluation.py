@@ -10,7 +10,7 @@ import math
 import sys
 from collections import Counter
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from stages.core.transformer import Transformer
     from stages.core.windows import Int64s
 
-    Watch = Callable[[Sequence[slice]], Iterable[slice]]
-    """Passes batches on one by one, and may show how far they have come."""
+    Watch = Callable[[Sequence[Any]], Iterable[Any]]
+    """Passes things on one by one, and may show how far they have come."""
 
 CONFUSION_TOKENS = 16
 """As many as can be read in one matrix."""
@@ -219,7 +219,7 @@ def complete_rows(
         max_new_tokens: the most tokens of a completion; None: as many as the longest completion of the split has, at
             most as many as the context holds.
         texts: how many texts are continued where no row has a completion.
-        watch: is given the batches.
+        watch: is given the prompts' numbers.
     """
     rows = examples.rows_with_completion()
     if len(rows) == 0:
@@ -230,10 +230,8 @@ def complete_rows(
     limit = max_new_tokens or min(longest, network.config.context_length)
     # Prompts of similar length share a batch, which saves padding.
     order = sorted(range(len(pairs)), key=lambda index: len(pairs[index][0]))
-    generated: dict[int, list[int]] = {}
-    for which in watch(batch_slices(len(order), batch_size)):
-        batch = order[which]
-        generated |= zip(batch, generate(network, [pairs[index][0] for index in batch], eos_id, limit), strict=True)
+    prompts = [pairs[index][0] for index in order]
+    generated = dict(zip(watch(order), generate(network, prompts, eos_id, limit, batch_size=batch_size), strict=True))
     all_correct = (scores.completion_tokens > 0) & (scores.completion_correct == scores.completion_tokens)  # [R]
     completions = []
     for index, (prompt, rest) in enumerate(pairs):

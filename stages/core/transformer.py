@@ -4,7 +4,9 @@ Each part stands before what uses it. Shapes are written as
 
     B  batch            N  heads (queries)       L  layers
     T  tokens           K  heads (keys, values)  V  vocabulary size
-    D  d_model          H  head_dim              S  tokens to attend to: those in the cache and the T new ones
+    D  d_model          H  head_dim
+
+What a machine computes fastest is in ``kernels``; generation's cache of keys and values is in ``kv_cache``.
 
 The smallest configuration (one layer, one head, no norm, no feed-forward, no output projection) is the textbook's
 masked self-attention; the largest ones are GPT-2 (Radford et al. 2019) and LLaMA (Touvron et al. 2023).
@@ -12,8 +14,6 @@ masked self-attention; the largest ones are GPT-2 (Radford et al. 2019) and LLaM
 
 from __future__ import annotations
 
-import contextlib
-import itertools
 import math
 from typing import TYPE_CHECKING, Literal, Self
 
@@ -22,10 +22,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from stages.core.kernels import Dropout, attend, to_attention_dtype
 from stages.core.params_model import ParamsModel
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from stages.core.kernels import Attend, Definition
 
 # ---------------------------------------------------------------------------------------------------- configuration
 
@@ -92,7 +95,7 @@ class ModelParams(ParamsModel):
         if self.positions == "rotary" and self.head_dim % 2:
             raise ValueError(
                 f"positions: found 'rotary' with {self.head_dim} numbers a head (d_model / n_heads), allowed: an even "
-                "number, because rotary positions turn pairs"
+                "number, because rotary positions rotate pairs"
             )
         if self.d_ff is not None and self.feed_forward == "none":
             raise ValueError(f"d_ff: found {self.d_ff}, allowed: null, because feed_forward is none")
@@ -124,152 +127,43 @@ def sinusoidal_positions(context_length: int, d_model: int) -> Tensor:
 
 
 def rotary_positions(context_length: int, head_dim: int) -> Tensor:
-    """Return the cosines and signed sines, [2, context_length, 1, H], by which each position turns its pairs.
+    """Return the cosines and signed sines, [2, context_length, H], by which each position rotates its pairs.
 
-    Pair i turns by p / 10000^(2i/H): Su et al. 2021, section 3.2.2. As in LLaMA, number i is paired with number i +
-    H/2; the sine is negative for the first of a pair.
+    Pair i is rotated by the angle p / 10000^(2i/H): Su et al. 2021, section 3.2.2. As in LLaMA, number i is paired with
+    number i + H/2; the sine is negative for the first of a pair.
     """
     even = torch.arange(0, head_dim, 2, dtype=torch.float64)
     angles = torch.arange(context_length, dtype=torch.float64)[:, None] / 10000 ** (even / head_dim)
     cosine, sine = angles.cos(), angles.sin()  # [context_length, H/2]
     table = torch.stack((torch.cat((cosine, cosine), dim=-1), torch.cat((-sine, sine), dim=-1)))
-    return table.float().unsqueeze(-2)  # [2, context_length, H] -> [2, context_length, 1, H]: the same for every head
+    return table.float()
 
 
 Rotation = tuple[Tensor, Tensor]
-"""The cosines and signed sines of some tokens: [T, 1, H] each or, where rows differ in length, [B, 1, 1, H]."""
+"""The cosines and signed sines of some tokens, the same for every head: [1, T, H] each or, where rows differ, [B, 1, 1, H]."""
 
 
 def rotate(heads: Tensor, rotation: Rotation) -> Tensor:
-    """Turn the pairs of queries or keys, [B, T, N, H]: (a, b) becomes (a cos - b sin, b cos + a sin)."""
+    """Rotate the pairs of queries or keys, [B, N, T, H]: (a, b) becomes (a cos - b sin, b cos + a sin)."""
     cosine, sine = rotation
     partners = heads.roll(heads.shape[-1] // 2, dims=-1)
     return (heads * cosine + partners * sine).type_as(heads)
 
 
-# ---------------------------------------------------------------------------------------------- key and value cache
-
-
-class KeyValueCache:
-    """The keys and values of tokens already read, so that generation computes each token once.
-
-    Its memory is taken once: 2 L B K context_length H numbers. Rows may hold different numbers of tokens. It is first
-    filled with whole prompts, right-padded; then one token a row is added at a time.
-    """
-
-    def __init__(self, config: TransformerConfig, batch: int, like: Tensor) -> None:
-        """Take memory for ``batch`` rows, on the device and in the dtype of ``like``."""
-        shape = (batch, config.key_value_heads, config.context_length, config.head_dim)
-        self.capacity = config.context_length
-        self.layers = [(like.new_zeros(shape), like.new_zeros(shape)) for _ in range(config.n_layers)]
-        self.lengths = [0] * batch
-        self._places: slice | tuple[Tensor, Tensor] = slice(0, 0)
-        self._end = 0
-
-    def reserve(self, tokens: int) -> tuple[slice | Tensor, Tensor | None]:
-        """Make place for ``tokens`` more tokens in every row.
-
-        Returns:
-            their positions (a slice where all rows are equally long, else [B, 1]) and, where rows differ, which of the
-            tokens each row may attend to, bool [B, 1, 1, S].
-
-        Raises:
-            ValueError: a row would be longer than context_length, or several tokens are added to a filled cache.
-        """
-        start, longest = min(self.lengths), max(self.lengths)
-        if longest + tokens > self.capacity:
-            raise ValueError(f"found {longest} + {tokens} tokens, allowed: context_length ({self.capacity})")
-        if longest and tokens > 1:
-            raise ValueError(f"found {tokens} tokens for a filled cache, allowed: 1")
-        self._end = longest + tokens
-        if start == longest:
-            self._places = slice(start, self._end)
-            self.lengths = [self._end] * len(self.lengths)
-            return self._places, None
-        device = self.layers[0][0].device
-        positions = torch.tensor(self.lengths, device=device)
-        self._places = (torch.arange(len(self.lengths), device=device), positions)
-        self.lengths = [length + 1 for length in self.lengths]
-        reachable = torch.arange(self._end, device=device) <= positions[:, None]  # [B, S]
-        return positions[:, None], reachable[:, None, None]
-
-    def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Write the reserved tokens' keys and values, [B, K, T, H]; return all of that layer's, [B, K, S, H]."""
-        stored_keys, stored_values = self.layers[layer]
-        if isinstance(self._places, slice):
-            stored_keys[:, :, self._places] = keys
-            stored_values[:, :, self._places] = values
-        else:
-            rows, positions = self._places
-            stored_keys[rows, :, positions] = keys[:, :, 0].type_as(stored_keys)
-            stored_values[rows, :, positions] = values[:, :, 0].type_as(stored_values)
-        return stored_keys[:, :, : self._end], stored_values[:, :, : self._end]
-
-    def forget_padding(self, lengths: Sequence[int]) -> None:
-        """Say how many tokens of each row were real in what filled the cache; what follows them is overwritten."""
-        self.lengths = list(lengths)
-
-    def drop(self, row: int) -> None:
-        """Take one row out; the last row moves to its place, so that no memory is taken."""
-        last = len(self.lengths) - 1
-        for stored in itertools.chain(*self.layers):
-            stored[row] = stored[last]
-        self.lengths[row] = self.lengths[last]
-        del self.lengths[last]
-        self.layers = [(keys[:last], values[:last]) for keys, values in self.layers]
-
-
-# ---------------------------------------------------------------------------------------------------------- dropout
-
-_DRAWS = 1 << 16
-
-
-def dropout(x: Tensor, share: float) -> Tensor:
-    """Zero a share of the numbers, and scale the others so that the mean stays: Srivastava et al. 2014.
-
-    torch's own asks a CPU's generator, which knows no threads, for 64 bits a number. Here a CPU draws 16: the share is
-    rounded to a multiple of 2^-16, and a layer's dropout takes a quarter of the time.
-
-    Args:
-        x: of any shape.
-        share: 0 to 1, 1 excluded.
-    """
-    if x.device.type != "cpu":
-        return functional.dropout(x, share)
-    zeroed = min(round(share * _DRAWS), _DRAWS - 1)
-    words = torch.randint(-(1 << 63), (1 << 63) - 1, (-(-x.numel() // 4),))
-    draws = words.view(torch.int16)[: x.numel()].view(x.shape)
-    kept = torch.ge(draws, zeroed - _DRAWS // 2, out=torch.empty_like(x))
-    return x * kept.mul_(_DRAWS / (_DRAWS - zeroed))
-
-
-class Dropout(nn.Module):
-    """``dropout`` in training, nothing otherwise."""
-
-    def __init__(self, share: float) -> None:
-        """Keep the share of numbers to zero."""
-        super().__init__()
-        self.share = share
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map a tensor to one of its shape."""
-        return dropout(x, self.share) if self.training else x
-
-
 # -------------------------------------------------------------------------------------------------------- attention
 
 
-def explicit_attention(queries: Tensor, keys: Tensor, values: Tensor, zeroed: float = 0.0) -> tuple[Tensor, Tensor]:
+def explicit_attention(queries: Tensor, keys: Tensor, values: Tensor, dropout: Dropout) -> tuple[Tensor, Tensor]:
     """Attend step by step: softmax(Q K^T / sqrt(H)) V over the tokens up to each query's own.
 
     Vaswani et al. 2017, equation 1, with the mask of section 3.2.3; heads of keys and values are shared as in Ainslie
-    et al. 2023. ``fused_attention`` computes the same context without ever holding the weights.
+    et al. 2023. ``kernels.fused_attention`` computes the same context and never holds the weights.
 
     Args:
         queries: [B, N, T, H].
         keys: [B, K, T, H].
         values: [B, K, T, H].
-        zeroed: the share of attention weights that dropout zeroes.
+        dropout: acts on the attention weights.
 
     Returns:
         the context [B, N, T, H] and the attention weights [B, N, T, T]; without dropout a weight's row sums to 1.
@@ -281,74 +175,9 @@ def explicit_attention(queries: Tensor, keys: Tensor, values: Tensor, zeroed: fl
         values = values.repeat_interleave(shared_by, dim=1)  # [B, K, T, H] -> [B, N, T, H]
     attention_scores = (queries / math.sqrt(queries.shape[-1])) @ keys.transpose(-2, -1)  # [B, N, T, T]
     # Added, where filling a mask would cost another pass over the gradients.
-    later = queries.new_full((tokens, tokens), -math.inf).triu(diagonal=1)
-    attention_weights = (attention_scores + later).softmax(dim=-1)
-    if zeroed:
-        attention_weights = dropout(attention_weights, zeroed)
+    causal_mask = queries.new_full((tokens, tokens), -math.inf).triu(diagonal=1)
+    attention_weights = dropout((attention_scores + causal_mask).softmax(dim=-1))
     return attention_weights @ values, attention_weights
-
-
-def fused_attention(
-    queries: Tensor, keys: Tensor, values: Tensor, reachable: Tensor | None = None, zeroed: float = 0.0
-) -> Tensor:
-    """Attend in one fused operation (Dao et al. 2022), which needs memory in proportion to T instead of T^2.
-
-    Args:
-        queries: [B, N, T, H].
-        keys: [B, K, S, H]; S = T, or T = 1.
-        values: [B, K, S, H].
-        reachable: bool [B, 1, T, S]; None: every token up to the query's own.
-        zeroed: the share of attention weights that dropout zeroes.
-
-    Returns:
-        the context, [B, N, T, H].
-    """
-    # Autocast would turn the operands back to bfloat16.
-    mixing = queries.device.type == "cpu" and queries.dtype == torch.float32 and torch.is_autocast_enabled("cpu")
-    with torch.autocast("cpu", enabled=False) if mixing else contextlib.nullcontext():
-        return functional.scaled_dot_product_attention(
-            queries,
-            keys,
-            values,
-            attn_mask=reachable,
-            dropout_p=zeroed,
-            is_causal=reachable is None and queries.shape[-2] > 1,
-            enable_gqa=queries.shape[1] != keys.shape[1],
-        )
-
-
-def fused_is_slow(like: Tensor) -> bool:
-    """Tell whether the fused operation is slow for such numbers: in bfloat16 its backward pass on a CPU is."""
-    return like.device.type == "cpu" and like.dtype == torch.bfloat16
-
-
-_CPU_CAN = torch.cpu.get_capabilities()
-
-CPU_COMPUTES_BFLOAT16 = any(_CPU_CAN.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
-"""Whether this CPU, x86 or ARM, has instructions for bfloat16; without them, bfloat16 is imitated and slow."""
-
-FEW_TOKENS = 512
-"""The most tokens for which training in bfloat16 attends explicitly on a CPU; its memory grows with their square."""
-
-
-def explicit_is_faster(together: Tensor, zeroed: float) -> bool:
-    """Tell whether attention to [B, T, (N+2K)H] trains faster step by step than fused.
-
-    On a CPU it does with dropout, for which torch has no fused operation there, and in bfloat16, where fusing takes
-    float32.
-    """
-    if together.device.type != "cpu" or not torch.is_grad_enabled():
-        return False
-    return zeroed > 0 or (fused_is_slow(together) and CPU_COMPUTES_BFLOAT16 and together.shape[1] <= FEW_TOKENS)
-
-
-def in_fused_dtype(together: Tensor) -> Tensor:
-    """Return queries, keys and values, still one tensor, in the dtype in which the fused operation is fast.
-
-    Casting before the heads are taken apart makes one copy, where casting queries, keys and values by themselves makes
-    three.
-    """
-    return together.float() if fused_is_slow(together) else together
 
 
 class Attention(nn.Module):
@@ -360,52 +189,28 @@ class Attention(nn.Module):
         self.head_dim = config.head_dim
         self.n_heads = config.n_heads
         self.n_kv_heads = config.key_value_heads
-        self.dropout = config.dropout
+        self.dropout = Dropout(config.dropout)
         width = (config.n_heads + 2 * config.key_value_heads) * config.head_dim
         self.queries_keys_values = nn.Linear(config.d_model, width, bias=config.bias)
         self.projection = (
             nn.Linear(config.d_model, config.d_model, bias=config.bias) if config.output_projection else None
         )
 
-    def forward(
-        self,
-        x: Tensor,
-        rotation: Rotation | None,
-        cached: tuple[KeyValueCache, int, Tensor | None] | None = None,
-        weights: list[Tensor] | None = None,
-    ) -> Tensor:
+    def forward(self, x: Tensor, rotation: Rotation | None, attend: Attend) -> Tensor:
         """Return what each token gathered, [B, T, D].
 
         Args:
             x: [B, T, D].
-            rotation: by what queries and keys turn; None: positions are not rotary.
-            cached: the cache, this layer's number, and which tokens each row may attend to.
-            weights: if given, attention is explicit and its weights, [B, N, T, T], are appended here.
+            rotation: by what queries and keys are rotated; None: positions are not rotary.
+            attend: computes ``explicit_attention``.
         """
         batch, tokens, _ = x.shape
-        together = self.queries_keys_values(x)  # [B, T, (N+2K)H]
-        zeroed = self.dropout if self.training else 0.0
-        trains_explicitly = cached is None and weights is None and explicit_is_faster(together, zeroed)
-        if not trains_explicitly:
-            together = in_fused_dtype(together)
-        heads = together.view(batch, tokens, -1, self.head_dim)  # [B, T, (N+2K)H] -> [B, T, N+2K, H]
-        turning, values = heads.split_with_sizes((self.n_heads + self.n_kv_heads, self.n_kv_heads), dim=2)
+        qkv = to_attention_dtype(self.queries_keys_values(x), self.dropout)  # [B, T, (N+2K)H]
+        heads = qkv.view(batch, tokens, -1, self.head_dim).transpose(1, 2)  # -> [B, T, N+2K, H] -> [B, N+2K, T, H]
+        queries, keys, values = heads.split_with_sizes((self.n_heads, self.n_kv_heads, self.n_kv_heads), dim=1)
         if rotation is not None:
-            turning = rotate(turning, rotation)
-        queries, keys = turning.split_with_sizes((self.n_heads, self.n_kv_heads), dim=2)
-        queries = queries.transpose(1, 2)  # [B, T, N, H] -> [B, N, T, H]
-        keys = keys.transpose(1, 2)  # [B, T, K, H] -> [B, K, T, H]
-        values = values.transpose(1, 2)  # [B, T, K, H] -> [B, K, T, H]
-        reachable = None
-        if cached is not None:
-            cache, layer, reachable = cached
-            keys, values = (stored.type_as(queries) for stored in cache.extend(layer, keys, values))  # [B, K, S, H]
-        if trains_explicitly or weights is not None:
-            context, attention_weights = explicit_attention(queries, keys, values, zeroed)
-            if weights is not None:
-                weights.append(attention_weights)
-        else:
-            context = fused_attention(queries, keys, values, reachable, zeroed)
+            queries, keys = rotate(queries, rotation), rotate(keys, rotation)
+        context = attend(explicit_attention, queries, keys, values, self.dropout)  # [B, N, T, H]
         context = context.transpose(1, 2).reshape(batch, tokens, -1).type_as(x)  # -> [B, T, N, H] -> [B, T, D]
         return context if self.projection is None else self.projection(context)
 
@@ -469,11 +274,6 @@ def make_feed_forward(config: TransformerConfig) -> nn.Module | None:
             return None
 
 
-def make_dropout(config: TransformerConfig) -> nn.Module:
-    """Return what zeroes some numbers in training, if any are to be."""
-    return Dropout(config.dropout) if config.dropout else nn.Identity()
-
-
 class Block(nn.Module):
     """One layer: attention, then a feed-forward; each normalises its input and is added to it.
 
@@ -488,17 +288,11 @@ class Block(nn.Module):
         feed_forward = make_feed_forward(config)
         self.feed_forward_norm = None if feed_forward is None else make_norm(config)
         self.feed_forward = feed_forward
-        self.dropout = make_dropout(config)
+        self.dropout = Dropout(config.dropout)
 
-    def forward(
-        self,
-        x: Tensor,
-        rotation: Rotation | None,
-        cached: tuple[KeyValueCache, int, Tensor | None] | None = None,
-        weights: list[Tensor] | None = None,
-    ) -> Tensor:
+    def forward(self, x: Tensor, rotation: Rotation | None, attend: Attend) -> Tensor:
         """Map [B, T, D] to [B, T, D]; the other arguments are those of ``Attention.forward``."""
-        x = x + self.dropout(self.attention(self.attention_norm(x), rotation, cached, weights))
+        x = x + self.dropout(self.attention(self.attention_norm(x), rotation, attend))
         if self.feed_forward is not None and self.feed_forward_norm is not None:
             x = x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
         return x
@@ -511,7 +305,7 @@ class Transformer(nn.Module):
     """Token ids in, logits of each next token out."""
 
     position_table: Tensor
-    """[context_length, D] vectors to add, or for rotary positions [2, context_length, 1, H] cosines and sines."""
+    """[context_length, D] vectors to add, or for rotary positions [2, context_length, H] cosines and sines."""
 
     def __init__(self, config: TransformerConfig) -> None:
         """Make and initialise the network; the random numbers come from torch's global generator."""
@@ -527,7 +321,7 @@ class Transformer(nn.Module):
             case "rotary":
                 table = rotary_positions(config.context_length, config.head_dim)
                 self.register_buffer("position_table", table, persistent=False)
-        self.dropout = make_dropout(config)
+        self.dropout = Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layers))
         self.final_norm = make_norm(config)
         self.output = nn.Linear(config.d_model, config.vocabulary_size, bias=config.output_bias)
@@ -547,17 +341,39 @@ class Transformer(nn.Module):
         logits: Tensor = self.output(self.hidden_states(input_ids))
         return logits
 
-    def hidden_states(self, input_ids: Tensor, cache: KeyValueCache | None = None) -> Tensor:
+    def hidden_states(
+        self,
+        input_ids: Tensor,
+        positions: slice | Tensor | None = None,
+        attends: Sequence[Attend] | None = None,
+    ) -> Tensor:
         """Return what the output layer reads, [B, T, D].
 
         Args:
             input_ids: int64 [B, T], T at most context_length.
-            cache: the tokens before these, which are attended to as well; the new tokens are added to it.
+            positions: the tokens' places, a slice or int64 [B, 1]; None: 0 to T - 1.
+            attends: for each layer, what computes its attention; None: the fastest way on this device.
 
         Raises:
             ValueError: there are more tokens than context_length.
         """
-        return self._hidden_states(input_ids, cache, None)
+        tokens = input_ids.shape[1]
+        if tokens > self.config.context_length:
+            raise ValueError(f"found {tokens} tokens, allowed: context_length ({self.config.context_length})")
+        if positions is None:
+            positions = slice(0, tokens)
+        x = self.embedding(input_ids)  # [B, T] -> [B, T, D]
+        rotation = None
+        if self.config.positions == "rotary":
+            cosine, sine = self.position_table[:, positions].unsqueeze(-3)
+            rotation = cosine, sine
+        else:
+            x = x + self.position_table[positions]  # [T, D] or, where rows differ, [B, 1, D]
+        x = self.dropout(x)
+        for block, attend_in_layer in zip(self.blocks, attends or [attend] * self.config.n_layers, strict=True):
+            x = block(x, rotation, attend_in_layer)
+        hidden: Tensor = self.final_norm(x)
+        return hidden
 
     def attention_weights(self, input_ids: Tensor) -> list[Tensor]:
         """Return for each layer how much each token (second last dimension) attends to which: [B, N, T, T].
@@ -566,29 +382,16 @@ class Transformer(nn.Module):
             ValueError: T is more than context_length.
         """
         weights: list[Tensor] = []
-        self._hidden_states(input_ids, None, weights)
-        return weights
 
-    def _hidden_states(self, input_ids: Tensor, cache: KeyValueCache | None, weights: list[Tensor] | None) -> Tensor:
-        tokens = input_ids.shape[1]
-        if tokens > self.config.context_length:
-            raise ValueError(f"found {tokens} tokens, allowed: context_length ({self.config.context_length})")
-        positions: slice | Tensor = slice(0, tokens)
-        reachable = None
-        if cache is not None:
-            positions, reachable = cache.reserve(tokens)
-        x = self.embedding(input_ids)  # [B, T] -> [B, T, D]
-        rotation = None
-        if self.config.positions == "rotary":
-            cosine, sine = self.position_table[:, positions]
-            rotation = cosine, sine
-        else:
-            x = x + self.position_table[positions]  # [T, D] or, where rows differ in length, [B, 1, D]
-        x = self.dropout(x)
-        for layer, block in enumerate(self.blocks):
-            x = block(x, rotation, None if cache is None else (cache, layer, reachable), weights)
-        hidden: Tensor = self.final_norm(x)
-        return hidden
+        def attend_and_keep_weights(
+            definition: Definition, queries: Tensor, keys: Tensor, values: Tensor, dropout: Dropout
+        ) -> Tensor:
+            context, attention_weights = definition(queries, keys, values, dropout)
+            weights.append(attention_weights)
+            return context
+
+        self.hidden_states(input_ids, attends=[attend_and_keep_weights] * self.config.n_layers)
+        return weights
 
 
 def initialise(model: Transformer) -> None:

@@ -20,7 +20,6 @@ from stages.core.vocabulary import Vocabulary
 from stages.errors import UserError
 
 MOST_PROMPTS = 1024
-BATCH_SIZE = 32
 
 # A parameter that a request leaves out takes the value given here; 0 tokens: as many as the context is long.
 SIGNATURE = ModelSignature(
@@ -69,10 +68,7 @@ class CompletionModel(PythonModel):
         except UserError as error:
             raise _refusal(str(error)) from None
         prompts = [self._prompt_ids(text, row) for row, text in enumerate(texts, start=1)]
-        completions = []
-        for first in range(0, len(prompts), BATCH_SIZE):
-            batch = prompts[first : first + BATCH_SIZE]
-            completions += generate(self._model.network, batch, self._vocabulary.eos_id, longest, sampling)
+        completions = generate(self._model.network, prompts, self._vocabulary.eos_id, longest, sampling)
         return [{"completion": self._vocabulary.decode(completion)} for completion in completions]
 
     def _prompt_ids(self, text: Any, row: int) -> list[int]:

@@ -15,7 +15,8 @@ from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.callbacks import EarlyStopping
 
 from stages.core.examples import Examples
-from stages.core.transformer import CPU_COMPUTES_BFLOAT16, Transformer
+from stages.core.kernels import CPU_COMPUTES_BFLOAT16
+from stages.core.transformer import Transformer
 from stages.errors import UserError
 from stages.training.checkpoints import CheckpointFolder, Checkpoints, VerifiedCheckpoints
 from stages.training.data_module import TokenDataModule

@@ -1,13 +1,17 @@
 """Generation against the plain model, prompt by prompt."""
 
+import itertools
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from stages.core.generation import Sampling, TokenReader, generate, sample, stream
-from stages.core.transformer import KeyValueCache, Transformer, TransformerConfig
+from stages.core.generation import Sampling, sample, stream
+from stages.core.generation import generate as generate_in_turn
+from stages.core.kernels import without_module_calls
+from stages.core.kv_cache import KeyValueCache
+from stages.core.transformer import Transformer
 from stages.errors import UserError
 from tests.core.test_transformer import GPT2, LLAMA, SMALL, VARIANTS, make
 
@@ -23,6 +27,11 @@ def peaked(values: dict[str, Any]) -> Transformer:
         for weight in model.parameters():
             weight.normal_()
     return model
+
+
+def generate(*arguments: Any, **options: Any) -> list[list[int]]:
+    """Return all completions."""
+    return list(generate_in_turn(*arguments, **options))
 
 
 def complete_without_cache(model: Transformer, prompt: list[int], eos_id: int, max_new_tokens: int) -> list[int]:
@@ -44,17 +53,17 @@ def test_cached_hidden_states_equal_uncached_ones() -> None:
         ids = torch.randint(model.config.vocabulary_size, (3, 9))
         whole = model.hidden_states(ids)
         for real in (lengths, [5, 5, 5]):
-            caches = [KeyValueCache(model.config, 3, model.output.weight) for _ in range(2)]
-            for cache in caches:
-                model.hidden_states(ids[:, :5], cache)
-                cache.forget_padding(real)
-            read_token = TokenReader(model)
-            for step in range(4):
-                places = torch.tensor(real) + step
-                token_ids = ids[torch.arange(3), places]
-                added = model.hidden_states(token_ids[:, None], caches[0])[:, 0]
-                torch.testing.assert_close(added, whole[torch.arange(3), places])
-                torch.testing.assert_close(read_token(token_ids, caches[1]), added)
+            for network in (model, without_module_calls(model)):
+                config = model.config
+                shape = (3, config.key_value_heads, config.context_length, config.head_dim)
+                cache = KeyValueCache(config.n_layers, shape, model.output.weight)
+                network.hidden_states(ids[:, :5], attends=cache.attends(cache.places([0, 0, 0], 5)))
+                for step in range(4):
+                    lengths = [length + step for length in real]
+                    places = cache.places(lengths, 1)
+                    token_ids = ids[range(3), lengths][:, None]
+                    added = network.hidden_states(token_ids, places.positions, cache.attends(places))
+                    torch.testing.assert_close(added[:, 0], whole[range(3), lengths])
 
 
 @torch.no_grad()
@@ -82,6 +91,19 @@ def test_neighbours_do_not_change_a_sample(sampling: Sampling) -> None:
     assert together == [generate(model, [prompt], 4, 20, sampling)[0] for prompt in PROMPTS]
     assert together == generate(model, PROMPTS[::-1], 4, 20, sampling)[::-1]
     assert together == [list(stream(model, prompt, 4, 20, sampling)) for prompt in PROMPTS]
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3])
+def test_the_batch_size_changes_no_completion(batch_size: int) -> None:
+    model = peaked(LLAMA)
+    for sampling in SAMPLINGS:
+        completions = generate(model, PROMPTS, 4, 20, sampling)
+        assert generate(model, PROMPTS, 4, 20, sampling, batch_size=batch_size) == completions
+
+
+def test_random_numbers_are_drawn_as_they_are_needed() -> None:
+    tokens = stream(peaked(LLAMA), [3, 1], NEVER, 10**18, Sampling(temperature=1.0))
+    assert len(list(itertools.islice(tokens, 20))) == 20
 
 
 def test_more_tokens_continue_the_same_sample() -> None:
@@ -167,12 +189,8 @@ def test_nothing_to_do() -> None:
 
 
 def test_cache_refuses_what_it_cannot_hold() -> None:
-    model = make(SMALL)
-    cache = KeyValueCache(TransformerConfig.model_validate(SMALL), 1, model.output.weight)
-    model.hidden_states(torch.zeros(1, 8, dtype=torch.int64), cache)
-    cache.forget_padding([7])
+    cache = KeyValueCache(2, (1, 4, 9, 4), torch.zeros(1))
     with pytest.raises(ValueError, match="found 2 tokens for a filled cache"):
-        cache.reserve(2)
-    cache.forget_padding([9])
+        cache.places([7], 2)
     with pytest.raises(ValueError, match=r"found 9 \+ 1 tokens"):
-        cache.reserve(1)
+        cache.places([9], 1)

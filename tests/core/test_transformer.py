@@ -1,5 +1,7 @@
 """The network against its formulas, its invariants and two outside implementations."""
 
+import ast
+import inspect
 import itertools
 import math
 from typing import Any
@@ -13,16 +15,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-from stages.core import transformer
+from stages.core import kernels, transformer
+from stages.core.kernels import FEW_TOKENS, Dropout, attend, drop, fused_attention
+from stages.core.kv_cache import KeyValueCache
 from stages.core.transformer import (
-    FEW_TOKENS,
     Attention,
-    KeyValueCache,
     Transformer,
     TransformerConfig,
-    dropout,
     explicit_attention,
-    fused_attention,
     rotary_positions,
     rotate,
     sinusoidal_positions,
@@ -110,6 +110,14 @@ def test_wrong_parameters_are_named(changes: dict[str, Any], parts: tuple[str, .
     assert all(part in str(error.value) for part in parts)
 
 
+def test_the_lesson_knows_no_machine_and_no_cache() -> None:
+    tree = ast.parse(inspect.getsource(transformer))
+    names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+    attributes = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    assert not names & {"device", "dtype", "cache", "cached", "autocast"}
+    assert not attributes & {"device", "dtype", "is_cuda", "cuda", "cpu", "is_grad_enabled", "is_compiling", "cache"}
+
+
 @pytest.mark.parametrize("d_model", [1, 2, 7, 16])
 def test_sinusoidal_positions_follow_the_formula(d_model: int) -> None:
     table = sinusoidal_positions(50, d_model)
@@ -121,13 +129,13 @@ def test_sinusoidal_positions_follow_the_formula(d_model: int) -> None:
 
 def test_rotary_positions_turn_pairs_by_the_formula() -> None:
     head_dim = 6
-    heads = torch.randn(2, 5, 3, head_dim)
+    heads = torch.randn(2, 3, 5, head_dim)
     cosine, sine = rotary_positions(5, head_dim)
     turned = rotate(heads, (cosine, sine))
     for position, pair in itertools.product(range(5), range(head_dim // 2)):
         turn = torch.polar(torch.tensor(1.0), torch.tensor(position / 10000 ** (2 * pair / head_dim)))
-        before = torch.complex(heads[:, position, :, pair], heads[:, position, :, pair + head_dim // 2])
-        after = torch.complex(turned[:, position, :, pair], turned[:, position, :, pair + head_dim // 2])
+        before = torch.complex(heads[:, :, position, pair], heads[:, :, position, pair + head_dim // 2])
+        after = torch.complex(turned[:, :, position, pair], turned[:, :, position, pair + head_dim // 2])
         torch.testing.assert_close(after, before * turn)
 
 
@@ -135,7 +143,7 @@ def test_rotary_positions_turn_pairs_by_the_formula() -> None:
 def test_fused_attention_equals_explicit_with_gradients(n_kv_heads: int) -> None:
     queries = torch.randn(2, 4, 7, 6, requires_grad=True)
     keys, values = torch.randn(2, 2, n_kv_heads, 7, 6, requires_grad=True)
-    context, weights = explicit_attention(queries, keys, values)
+    context, weights = explicit_attention(queries, keys, values, Dropout(0.0))
     fused = fused_attention(queries, keys, values)
     torch.testing.assert_close(fused, context)
     torch.testing.assert_close(weights.sum(-1), torch.ones(2, 4, 7))
@@ -157,12 +165,12 @@ def test_attention_in_bfloat16_equals_float32_with_gradients(
     cosine, sine = rotary_positions(tokens, 16)
     x, toward = torch.randn(2, 2, tokens, 64)
     inputs = [x.requires_grad_(), *attention.parameters()]
-    exact = attention(x, (cosine, sine))
+    exact = attention(x, (cosine, sine), attend)
     explicit = Mock(wraps=explicit_attention)
     monkeypatch.setattr(transformer, "explicit_attention", explicit)
-    monkeypatch.setattr(transformer, "CPU_COMPUTES_BFLOAT16", computed)
+    monkeypatch.setattr(kernels, "CPU_COMPUTES_BFLOAT16", computed)
     with torch.autocast("cpu", torch.bfloat16):
-        mixed = attention(x, (cosine, sine))
+        mixed = attention(x, (cosine, sine), attend)
     assert explicit.called == (computed and tokens <= FEW_TOKENS)
     pairs = zip(
         [exact, *torch.autograd.grad(exact, inputs, toward)],
@@ -182,40 +190,40 @@ def test_a_cpu_attends_explicitly_where_it_trains_with_dropout(
     explicit = Mock(wraps=explicit_attention)
     monkeypatch.setattr(transformer, "explicit_attention", explicit)
     with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
-        attention(torch.randn(1, tokens, 16), None).sum().backward()
+        attention(torch.randn(1, tokens, 16), None, attend).sum().backward()
     assert explicit.called
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-@given(share=st.floats(0, 1, exclude_max=True), numbers=st.integers(0, 50), seed=st.integers(0, 1 << 32))
+@given(dropout_p=st.floats(0, 1, exclude_max=True), numbers=st.integers(0, 50), seed=st.integers(0, 1 << 32))
 def test_dropout_zeroes_or_scales_each_number_and_its_gradient_alike(
-    dtype: torch.dtype, share: float, numbers: int, seed: int
+    dtype: torch.dtype, dropout_p: float, numbers: int, seed: int
 ) -> None:
     torch.manual_seed(seed)
     x = torch.ones(numbers, 3, dtype=dtype, requires_grad=True)
-    y = dropout(x, share)
+    y = drop(x, dropout_p)
     kept = y != 0
-    # The share is one of 65,536; all but one of these at most are zeroed.
-    scale = max(1 - share, 1 / 65536)
+    # The probability is one of 65,536; all but one of these at most are zeroed.
+    scale = max(1 - dropout_p, 1 / 65536)
     torch.testing.assert_close(y[kept], torch.full_like(y[kept], 1 / scale), rtol=0.01 + 1 / 65536 / scale, atol=0)
     (gradient,) = torch.autograd.grad(y, x, torch.ones_like(y))
     assert torch.equal(gradient, y)
 
 
-@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.999])
-def test_dropout_zeroes_its_share_and_keeps_the_mean(share: float) -> None:
-    drawn = dropout(torch.ones(1000, 1001), share)
-    assert (drawn == 0).float().mean() == pytest.approx(share, abs=0.002)
-    assert drawn.mean() == pytest.approx(1, abs=0.1 if share > 0.9 else 0.005)
+@pytest.mark.parametrize("dropout_p", [0.0, 0.1, 0.5, 0.999])
+def test_dropout_zeroes_its_share_and_keeps_the_mean(dropout_p: float) -> None:
+    drawn = drop(torch.ones(1000, 1001), dropout_p)
+    assert (drawn == 0).float().mean() == pytest.approx(dropout_p, abs=0.002)
+    assert drawn.mean() == pytest.approx(1, abs=0.1 if dropout_p > 0.9 else 0.005)
     # Neighbours are drawn apart: both are zero as often as chance has it.
     both = ((drawn[:, 1:] == 0) & (drawn[:, :-1] == 0)).float().mean()
-    assert both == pytest.approx(share**2, abs=0.003)
+    assert both == pytest.approx(dropout_p**2, abs=0.003)
 
 
 def test_dropout_of_explicit_attention_zeroes_its_share_of_the_weights() -> None:
     queries, keys, values = torch.randn(3, 8, 2, 30, 6)
-    context, weights = explicit_attention(queries, keys, values, zeroed=0.25)
-    _, all_weights = explicit_attention(queries, keys, values)
+    context, weights = explicit_attention(queries, keys, values, Dropout(0.25))
+    _, all_weights = explicit_attention(queries, keys, values, Dropout(0.0))
     kept = weights != 0
     torch.testing.assert_close(weights[kept], all_weights[kept] / 0.75)
     assert kept.sum() / (all_weights != 0).sum() == pytest.approx(0.75, abs=0.03)
@@ -368,8 +376,11 @@ def test_bfloat16_weights_give_the_logits_of_float32_also_with_a_cache() -> None
         ids = some_ids(model)
         expected = model(ids)
         model.bfloat16()
-        cache = KeyValueCache(model.config, len(ids), model.output.weight)
-        hidden = [model.hidden_states(part, cache) for part in (ids[:, :-1], ids[:, -1:])]
+        cache = KeyValueCache(2, (len(ids), 2, 9, 16), model.output.weight)
+        hidden = []
+        for start, part in ((0, ids[:, :-1]), (8, ids[:, -1:])):
+            places = cache.places([start] * len(ids), part.shape[1])
+            hidden.append(model.hidden_states(part, places.positions, cache.attends(places)))
         for logits in (model(ids), model.output(torch.cat(hidden, dim=1))):
             assert logits.dtype == torch.bfloat16
             torch.testing.assert_close(logits.float(), expected, atol=0.03, rtol=0.03)
@@ -403,9 +414,9 @@ def test_dropout_of_attention_only_acts_in_training(*, bfloat16: bool) -> None:
     attention = Attention(TransformerConfig.model_validate(GPT2 | {"dropout": 0.5}))
     x = torch.randn(2, 9, 16)
     with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
-        assert not torch.equal(attention(x, None), attention(x, None))
+        assert not torch.equal(attention(x, None, attend), attention(x, None, attend))
         attention.eval()
-        assert torch.equal(attention(x, None), attention(x, None))
+        assert torch.equal(attention(x, None, attend), attention(x, None, attend))
 
 
 def test_dropout_only_acts_in_training() -> None:
