@@ -113,9 +113,9 @@ def test_parameters_that_are_edited_while_it_trains_are_refused_and_nothing_trai
     assert statuses(project) == {"FAILED": 1}
 
     project.replace("params.yaml", "learning_rate: 0.5", "learning_rate: 0.1")
-    began = time.monotonic()
-    assert "resumed at step 1200/1200" in project.run("dvc", "repro").stdout
-    assert time.monotonic() - began < whole[1]
+    again = project.run("dvc", "repro").stdout
+    assert "resumed at step 1200/1200" in again
+    assert "tokens/s" not in again  # no step was trained again
     assert digests(project) == whole[0]
     assert statuses(project) == {"FINISHED": 1}
     assert not list((project.folder / ".checkpoints").iterdir())

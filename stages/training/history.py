@@ -27,6 +27,7 @@ class Curves:
     train_loss: list[tuple[int, float]] = field(default_factory=list)
     """Mean loss over the steps since the point before, in nats per target."""
     learning_rate: list[tuple[int, float]] = field(default_factory=list)
+    """The rate with which the step was taken."""
     validation_loss: list[tuple[int, float]] = field(default_factory=list)
     """Mean loss over the whole validation split, in nats per target."""
 
@@ -41,6 +42,7 @@ class TrainingHistory(lightning.Callback):
         self._every = math.ceil(plan.steps / CURVE_POINTS)
         self._scored_tokens = 0
         self._tokens = 0
+        self._learning_rate = 0.0
         self._since = self._validating_since = time.perf_counter()
 
     @property
@@ -61,6 +63,15 @@ class TrainingHistory(lightning.Callback):
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Start the clock of the first point's speed."""
         self._since = time.perf_counter()
+
+    def on_before_optimizer_step(
+        self,
+        trainer: lightning.Trainer,
+        pl_module: lightning.LightningModule,
+        optimizer: torch.optim.Optimizer,
+    ) -> None:
+        """Note the rate of this step: when the step is done, the schedule has moved on to the next one."""
+        self._learning_rate = float(optimizer.param_groups[0]["lr"])
 
     def on_train_batch_end(
         self,
@@ -115,14 +126,13 @@ class TrainingHistory(lightning.Callback):
                 "in params.yaml lower train.learning_rate, or set train.gradient_clip to 1.0"
             )
             raise UserError(message)
-        learning_rate = float(trainer.optimizers[0].param_groups[0]["lr"])
         self.curves.train_loss.append((step, loss))
-        self.curves.learning_rate.append((step, learning_rate))
+        self.curves.learning_rate.append((step, self._learning_rate))
         now = time.perf_counter()
         self._log(
             {
                 "train_loss": loss,
-                "learning_rate": learning_rate,
+                "learning_rate": self._learning_rate,
                 "tokens_per_second": self._tokens / (now - self._since),
             },
             step,

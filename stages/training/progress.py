@@ -72,9 +72,13 @@ class _Watch(lightning.Callback):
         return f"epoch {done:.1f}/{total:.1f}" if total < 10 else f"epoch {done:.0f}/{total:.0f}"
 
     def figures(self) -> str:
-        """Return the newest losses and the speed."""
+        """Return the newest losses, each with its step where that is not the present one, and the speed."""
         named = {"train_loss": self._curves.train_loss, "validation_loss": self._curves.validation_loss}
-        losses = [f"{name} {points[-1][1]:.4f}" for name, points in named.items() if points]
+        newest = {name: points[-1] for name, points in named.items() if points}
+        losses = [
+            f"{name} {loss:.4f}{f' at step {step}' if step != self._step else ''}"
+            for name, (step, loss) in newest.items()
+        ]
         speed = self._tokens / max(1e-9, time.perf_counter() - self._since)
         return ", ".join([*losses, f"{speed:,.0f} tokens/s"])
 
@@ -111,6 +115,10 @@ class ProgressBar(_Watch):
         if self._progress is not None:
             self._progress.update(self._task, description=self.epochs(), completed=self._step, figures=self.figures())
 
+    def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Show the new loss."""
+        self.show()
+
     def teardown(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
         """Stop the bar where it is."""
         self._stop()
@@ -130,8 +138,33 @@ class ProgressBar(_Watch):
 class ProgressLines(_Watch):
     """Plain text for a log file: few lines, each complete."""
 
+    _pending = False  # the step is done; a validation may follow it
+    _printed_step = 0
+
     def show(self) -> None:
-        """Print a line every tenth of the way."""
-        if self._step % max(1, self._plan.steps // LINES) == 0:
+        """Print a line every tenth of the way, and for the last step, when what belongs to the step is known."""
+        self._pending = self._step % max(1, self._plan.steps // LINES) == 0
+
+    def on_train_batch_start(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Batch, batch_idx: int
+    ) -> None:
+        """Print the line of the step before, validated or not."""
+        self._print()
+
+    def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Print the line of the last step, unless its validation comes yet."""
+        validations = self._curves.validation_loss
+        self._pending = trainer.is_global_zero and self._printed_step < self._step
+        if not trainer.enable_validation or (validations and validations[-1][0] == self._step):
+            self._print()
+
+    def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Print the line of the step that was validated."""
+        self._print()
+
+    def _print(self) -> None:
+        if self._pending:
             left = f"{self.seconds_left():,.0f} s left"
             print(f"step {self._step}/{self._plan.steps}, {self.epochs()}: {self.figures()}, {left}", flush=True)
+            self._printed_step = self._step
+        self._pending = False

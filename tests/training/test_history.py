@@ -31,6 +31,26 @@ def test_a_training_that_ends_early_has_a_last_point(points: int, monkeypatch: p
     assert min(last) <= trained.curves.train_loss[-1][1] <= max(last)
 
 
+@pytest.mark.parametrize("micro_batch_size", [None, 1])
+@pytest.mark.parametrize("points", [4, 500])
+def test_each_learning_rate_is_that_of_its_step(
+    points: int, micro_batch_size: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the optimiser has it while it steps."""
+    used: list[float] = []
+    step = torch.optim.AdamW.step
+
+    def note(optimizer: torch.optim.AdamW, *arguments: Any, **named: Any) -> Any:
+        used.append(optimizer.param_groups[0]["lr"])
+        return step(optimizer, *arguments, **named)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", note)
+    monkeypatch.setattr("stages.training.history.CURVE_POINTS", points)
+    trained = train(network(), warmup_steps=3, schedule="linear", runtime={"micro_batch_size": micro_batch_size})
+    assert len(set(used)) == len(used) == trained.steps == 10
+    assert trained.curves.learning_rate == [(step, used[step - 1]) for step, _ in trained.curves.train_loss]
+
+
 def test_the_speed_of_training_leaves_validation_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """By a clock on which a step takes a second, and scoring a batch an hour."""
     seconds = 0.0
