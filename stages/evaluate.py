@@ -1,4 +1,4 @@
-"""Score the model on held-out rows and show what it does: metrics/, with pictures and a report to read."""
+"""Score the model on held-out rows and show what it does: data/scores.parquet and metrics/, with pictures and a report."""
 
 import logging
 import math
@@ -16,6 +16,7 @@ from stages.artifacts.dataset import open_held_out
 from stages.artifacts.metrics_json import write_json
 from stages.artifacts.model_weights import SavedModel, read_model
 from stages.artifacts.provenance_json import check_trained_from, read_provenance, stage_provenance
+from stages.artifacts.scores_parquet import SCORES_FILE, write_scores
 from stages.artifacts.table_csv import write_table
 from stages.artifacts.token_shards import DATASET_FOLDER, read_metadata
 from stages.core.evaluation import (
@@ -29,6 +30,7 @@ from stages.core.evaluation import (
 )
 from stages.core.examples import Examples
 from stages.core.params_model import ParamsModel
+from stages.core.score_table import build_score_table
 from stages.core.vocabulary import Vocabulary
 from stages.errors import UserError
 from stages.inputs import StageInputs, unchanged_inputs
@@ -102,12 +104,14 @@ def evaluate(inputs: StageInputs, *, quiet: bool) -> None:
         texts=params.samples,
         watch=partial(command_line.track, name="completions", quiet=quiet),
     )
+    table = build_score_table(split, examples, metadata.parameters, vocabulary, scores.rows, completions)
     metrics = {"split": split, **summarise(scores, metadata.splits[split].scored_bytes, completions)}
     labels = token_labels(vocabulary)
     completions_only = metadata.parameters.loss_on == "completion"
     content = inspect_model(model, examples, completions, vocabulary, labels, completions_only=completions_only)
     samples = decode_samples(completions[: params.samples], vocabulary)
-    paths = write_results(metrics, samples, scores, content)
+    write_scores(SCORES_FILE, table)
+    paths = [*write_results(metrics, samples, scores, content), SCORES_FILE]
 
     inputs.check()  # before MLflow has the figures
     # Naming a model for the registry does not evaluate it anew.

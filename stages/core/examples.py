@@ -62,6 +62,10 @@ class Examples:
         """Return where in the split each target of ``gather`` stands, [B, T]; of padding, where the window ends."""
         return target_positions(windows, _longest(windows))
 
+    def token_ids(self, start: int, end: int) -> Integers:
+        """Return the tokens of the split from ``start`` to ``end``."""
+        return self._token_ids[start:end]
+
     def rows_with_completion(self) -> Int64s:
         """Return the numbers of the rows that have a completion."""
         return np.flatnonzero(self.spans.completion_starts < self.spans.row_offsets[1:])
