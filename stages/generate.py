@@ -1,39 +1,93 @@
 """Complete prompts with the trained model: `python -m stages.generate "What is CNN"` prints `Great`."""
 
 import argparse
+import json
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from tokenizers.decoders import DecodeStream
 
 from stages import command_line
-from stages.artifacts.model_weights import read_model
+from stages.artifacts.model_weights import SavedModel, read_model
 from stages.artifacts.provenance_json import MODEL_FOLDER
 from stages.artifacts.vocabulary_json import VOCABULARY_FILE
 from stages.core.generation import Sampling, generate, stream
 from stages.core.vocabulary import Vocabulary
 from stages.errors import UserError
 
+MOST_TOKENS = 1_000_000
+MOST_SAMPLES = 1_000
+
+# Control characters move the cursor, colour the screen or retitle the window; the others reverse the text's direction.
+_TERMINAL_CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt as the user gave it."""
+
+    place: str
+    """Which one it is, as an error names it."""
+    text: str
+    problem: UserError | None = None
+    """Why it has no text that can be completed."""
+
 
 def main() -> None:
-    """Complete the prompts given on the command line, in a file or on standard input, one a line."""
+    """Complete the prompts given on the command line, in a file or on standard input.
+
+    Raises:
+        UserError: some prompts cannot be used, which is known after all others are answered.
+    """
     options = parse_options()
     model, vocabulary = read_model(options.model, options.vocabulary)
     sampling = Sampling(options.temperature, options.top_k, options.top_p, options.seed)
-    prompts = [
-        model.prompt_ids(vocabulary.encode_prompt(text), vocabulary.eos_id)
-        for text in options.prompts or read_lines(options.file)
-    ]
     longest = options.max_tokens or model.network.config.context_length
-    if len(prompts) == 1:
-        for piece in text_pieces(stream(model.network, prompts[0], vocabulary.eos_id, longest, sampling), vocabulary):
-            print(piece, end="", flush=True)
-        print()
+    prompts = [Prompt(f"prompt {number}", text) for number, text in enumerate(options.prompts, start=1)]
+    prompts = prompts or read_prompts(options.file, as_json=options.json_prompts)
+    if len(prompts) == 1 and options.num_samples == 1 and not options.json:
+        token_ids = encode_prompt(prompts[0], model, vocabulary)
+        for piece in text_pieces(stream(model.network, token_ids, vocabulary.eos_id, longest, sampling), vocabulary):
+            write(piece)
+        write("\n")
         return
-    for completion in generate(model.network, prompts, vocabulary.eos_id, longest, sampling):
-        print(vocabulary.decode(completion), flush=True)
+    samplings = [replace(sampling, seed=sampling.seed + number) for number in range(options.num_samples)]
+    token_ids: list[list[int] | UserError] = [encode_or_explain(prompt, model, vocabulary) for prompt in prompts]
+    usable = [ids for ids in token_ids if not isinstance(ids, UserError)]
+    drawn = [generate(model.network, usable, vocabulary.eos_id, longest, each) for each in samplings]
+    for prompt, ids in zip(prompts, token_ids, strict=True):
+        answer = ids if isinstance(ids, UserError) else [vocabulary.decode(next(completions)) for completions in drawn]
+        write_answer(prompt, answer, as_json=options.json)
+    errors = [str(ids) for ids in token_ids if isinstance(ids, UserError)]
+    if errors:
+        raise UserError("\n".join(errors))
+
+
+def encode_or_explain(prompt: Prompt, model: SavedModel, vocabulary: Vocabulary) -> list[int] | UserError:
+    """Return what the network reads for a prompt, or why it cannot be used."""
+    try:
+        return encode_prompt(prompt, model, vocabulary)
+    except UserError as error:
+        return error
+
+
+def encode_prompt(prompt: Prompt, model: SavedModel, vocabulary: Vocabulary) -> list[int]:
+    """Return what the network reads for a prompt.
+
+    Raises:
+        UserError: a word or character is unknown; the message names the prompt.
+    """
+    if prompt.problem is not None:
+        raise prompt.problem
+    try:
+        return model.prompt_ids(vocabulary.encode_prompt(prompt.text), vocabulary.eos_id)
+    except UserError as error:
+        raise UserError(f"{prompt.place}: {error}") from None
 
 
 def parse_options() -> argparse.Namespace:
@@ -43,6 +97,20 @@ def parse_options() -> argparse.Namespace:
         "prompts", nargs="*", metavar="PROMPT", help="what to complete; none: a line of standard input each"
     )
     parser.add_argument("--file", type=Path, help="read the prompts from this file, one a line")
+    parser.add_argument(
+        "--json-prompts",
+        action="store_true",
+        help='each line of the file or of standard input is JSON: a text, or an object with a text under "prompt"; '
+        "so is each line of a file named .jsonl",
+    )
+    parser.add_argument(
+        "--json",
+        action="store_true",
+        help='write each completion as a line of JSON, with "prompt" and "completion", or "error"',
+    )
+    parser.add_argument(
+        "--num-samples", type=int, default=1, metavar="N", help="N completions a prompt, drawn with --seed and the next"
+    )
     parser.add_argument("--max-tokens", type=int, metavar="N", help="stop after N tokens (default: the context length)")
     parser.add_argument(
         "--temperature", type=float, default=0.0, metavar="T", help="0 takes the most likely token (default)"
@@ -57,22 +125,69 @@ def parse_options() -> argparse.Namespace:
     options = parser.parse_args()
     if options.prompts and options.file:
         parser.error("give prompts or --file, not both")
-    if options.max_tokens is not None and options.max_tokens < 1:
-        parser.error(f"--max-tokens: found {options.max_tokens}, allowed: 1 or more")
+    if options.prompts and options.json_prompts:
+        parser.error("--json-prompts reads a file or standard input; prompts are given as they are")
+    if options.max_tokens is not None and not 1 <= options.max_tokens <= MOST_TOKENS:
+        parser.error(f"--max-tokens: found {options.max_tokens}, allowed: 1 to {MOST_TOKENS:,}")
+    if not 1 <= options.num_samples <= MOST_SAMPLES:
+        parser.error(f"--num-samples: found {options.num_samples}, allowed: 1 to {MOST_SAMPLES:,}")
+    if options.num_samples > 1 and options.temperature == 0:
+        parser.error("--num-samples: without a --temperature above 0 all completions of a prompt are the same")
     return options
 
 
-def read_lines(file: Path | None) -> list[str]:
+def read_prompts(file: Path | None, *, as_json: bool = False) -> list[Prompt]:
     """Read one prompt a line, from --file or standard input.
 
     Raises:
         UserError: it cannot be read.
     """
+    name = str(file or "standard input")
+    as_json = as_json or (file is not None and file.suffix == ".jsonl")
+    prompts = []
     try:
         with file.open(encoding="utf-8") if file else nullcontext(sys.stdin) as lines:
-            return [line.removesuffix("\n") for line in lines]
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{file or 'standard input'}: cannot be read: {error}") from None
+            for number, line in enumerate(lines, start=1):
+                # Windows begins a text file with a byte-order mark.
+                text = (line.removeprefix("\ufeff") if number == 1 else line).removesuffix("\n")
+                place = f"{name}: line {number}"
+                prompts.append(parse_prompt(text, place) if as_json else Prompt(place, text))
+    except UnicodeDecodeError as error:
+        raise UserError(f"{name}: cannot be read: it is not UTF-8 ({error}); save it as UTF-8") from None
+    except OSError as error:
+        raise UserError(f"{name}: cannot be read: {error}") from None
+    return prompts
+
+
+def parse_prompt(line: str, place: str) -> Prompt:
+    """Return the prompt of a line of JSON: a text, or an object with a text under "prompt"."""
+    try:
+        value: Any = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        value = error
+    text = value.get("prompt") if isinstance(value, dict) else value
+    if isinstance(text, str):
+        return Prompt(place, text)
+    found = f"not JSON ({value})" if isinstance(value, Exception) else "JSON without a prompt"
+    allowed = 'a text such as "a\\nb", or an object with a text under "prompt"'
+    return Prompt(place, line, UserError(f"{place}: {found}; allowed: {allowed}"))
+
+
+def write_answer(prompt: Prompt, answer: list[str] | UserError, *, as_json: bool) -> None:
+    """Write a prompt's completions, a line each; for a prompt without any, an empty line or why."""
+    if as_json:
+        results = [{"error": str(answer)}] if isinstance(answer, UserError) else [{"completion": c} for c in answer]
+        lines = [json.dumps({"prompt": prompt.text, **result}) for result in results]
+    else:
+        lines = [""] if isinstance(answer, UserError) else answer
+    write("".join(f"{line}\n" for line in lines))
+
+
+def write(text: str) -> None:
+    """Write to standard output; on a terminal, what would control it is written as its code, U+001B as backslash u001b."""
+    if sys.stdout.isatty():
+        text = _TERMINAL_CONTROLS.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
+    print(text, end="", flush=True)
 
 
 def text_pieces(token_ids: Iterator[int], vocabulary: Vocabulary) -> Iterator[str]:

@@ -1,4 +1,5 @@
 import io
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,7 @@ from stages.artifacts.vocabulary_json import VOCABULARY_FILE, write_vocabulary
 from stages.core.transformer import Transformer
 from stages.core.vocabulary import Vocabulary, VocabularyParams, build_vocabulary
 from stages.errors import UserError
-from stages.generate import main, read_lines, text_pieces
+from stages.generate import main, read_prompts, text_pieces
 from tests.frames import frame_of_texts
 from tests.training.conftest import network
 
@@ -117,10 +118,117 @@ def test_a_mistake_is_one_line(
     assert str(ended.value).startswith("error: ")
 
 
+@pytest.mark.parametrize("as_json", [True, False])
+def test_one_bad_prompt_among_many_leaves_the_others_answered(
+    generate: Generate, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], as_json: bool
+) -> None:
+    arguments = ["--temperature", "1"]
+    good = generate("abc", "de", "f", *arguments).splitlines()
+    assert len(set(good)) == 3
+    arguments += ["--json"] if as_json else []
+    monkeypatch.setattr(sys, "argv", ["generate", "abc", "xyz", "de", "f", "a\udcff", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        command_line.run(main)
+    assert str(ended.value).splitlines()[0].startswith("error: prompt 2: the character 'x'")
+    assert str(ended.value).splitlines()[1].startswith("prompt 5: character 2 (U+DCFF) is not text")
+    lines = capsys.readouterr().out.splitlines()
+    if as_json:
+        answers = [json.loads(line) for line in lines]
+        assert [answer.get("completion") for answer in answers] == [good[0], None, *good[1:], None]
+        assert answers[1]["error"].startswith("prompt 2: the character 'x'")
+    else:
+        assert lines == [good[0], "", *good[1:], ""]
+
+
+def test_an_error_names_the_line_of_a_file(generate: Generate, monkeypatch: pytest.MonkeyPatch) -> None:
+    generate("abc")
+    Path("prompts.txt").write_text("abc\nxyz\n")
+    monkeypatch.setattr(sys, "argv", ["generate", "--file", "prompts.txt"])
+    with pytest.raises(UserError, match=r"^prompts.txt: line 2: the character 'x'"):
+        main()
+
+
+def test_a_byte_order_mark_belongs_to_no_prompt(generate: Generate) -> None:
+    expected = generate("abc", "de")
+    Path("prompts.txt").write_bytes(b"\xef\xbb\xbfabc\r\nde\r\n")
+    assert generate("--file", "prompts.txt") == expected
+    assert generate(stdin="\ufeffabc\nde\n") == expected
+
+
+def test_prompts_and_completions_of_several_lines(generate: Generate) -> None:
+    write_vocabulary_and_model("ab\ncd")
+    prompts = ["a\nb", "\n\nc", "d"]
+    draw = ("--json", "--temperature", "1")
+    answers = [json.loads(line) for line in generate(*prompts, *draw).splitlines()]
+    assert [answer["prompt"] for answer in answers] == prompts
+    assert any("\n" in answer["completion"] for answer in answers)
+    lines = "".join(f"{json.dumps(prompt)}\n" for prompt in prompts)
+    assert [json.loads(line) for line in generate("--json-prompts", *draw, stdin=lines).splitlines()] == answers
+    Path("prompts.jsonl").write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts))
+    assert [json.loads(line) for line in generate("--file", "prompts.jsonl", *draw).splitlines()] == answers
+    # What one command writes, another reads.
+    Path("answers.jsonl").write_text("".join(json.dumps(answer) + "\n" for answer in answers))
+    assert [json.loads(line) for line in generate("--file", "answers.jsonl", *draw).splitlines()] == answers
+
+
+@pytest.mark.parametrize("line", ["abc", '{"text": "abc"}', "7", "[" * 100_000, "9" * 5000, ""])
+def test_a_line_that_is_no_json_prompt_leaves_the_others_answered(
+    generate: Generate, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], line: str
+) -> None:
+    generate("abc")
+    monkeypatch.setattr(sys, "stdin", io.StringIO(f'"abc"\n{line}\n{{"prompt": "de"}}\n'))
+    monkeypatch.setattr(sys, "argv", ["generate", "--json-prompts"])
+    with pytest.raises(UserError, match=r"^standard input: line 2: (not JSON|JSON without a prompt)"):
+        main()
+    assert capsys.readouterr().out.count("\n") == 3
+
+
+def test_samples_are_those_of_the_next_seeds(generate: Generate) -> None:
+    draw = ["--temperature", "2", "--max-tokens", "12"]
+    drawn = generate("abc", "de", *draw, "--seed", "5", "--num-samples", "3").splitlines()
+    assert drawn[:3] == [generate("abc", *draw, "--seed", seed).rstrip("\n") for seed in ("5", "6", "7")]
+    assert drawn[3:] == [generate("de", *draw, "--seed", seed).rstrip("\n") for seed in ("5", "6", "7")]
+
+
+@pytest.mark.parametrize("arguments", [
+    ["--max-tokens", "10000000000", "--temperature", "0.8"], ["--max-tokens", "0"], ["--max-tokens", "9" * 5000],
+    ["--num-samples", "0"], ["--num-samples", "1001", "--temperature", "1"], ["--num-samples", "2"],
+    ["--json-prompts"], ["--file", "prompts.txt"],
+])  # fmt: skip
+def test_an_option_out_of_range_is_refused(
+    generate: Generate, capsys: pytest.CaptureFixture[str], arguments: list[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        generate("abc", *arguments)
+    assert ended.value.code == 2
+    assert arguments[0] in capsys.readouterr().err
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_terminal_gets_no_control_characters(generate: Generate, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither of a streamed completion nor of many; a pipe gets them unchanged."""
+    text = "".join(map(chr, [*range(0x20), 0x7F, 0x9B, 0x202E, 0x2066])).replace("\t", "")
+    write_vocabulary_and_model(text)
+    for arguments in (["\x1b"], ["\x1b", "\x9b"], ["\x1b", "--json"]):
+        draw = (*arguments, "--temperature", "50", "--max-tokens", "16")
+        assert any(ord(character) != 0x0A and not character.isprintable() for character in generate(*draw))
+        terminal = Terminal()
+        with monkeypatch.context() as patched:
+            patched.setattr(sys, "stdout", terminal)
+            generate(*draw)
+        shown = terminal.getvalue()
+        assert "\\u00" in shown
+        assert not [character for character in shown if character != "\n" and not character.isprintable()]
+
+
 def test_input_that_is_not_utf_8_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"caf\xe9"), encoding="utf-8"))
     with pytest.raises(UserError, match="standard input: cannot be read"):
-        read_lines(None)
+        read_prompts(None)
 
 
 VOCABULARIES = {

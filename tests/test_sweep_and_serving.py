@@ -139,6 +139,7 @@ def test_generation_parameters_are_taken(server: str) -> None:
     (["what is CNN"], {"top_p": 2.0}, "top_p: found 2.0"),
     (["what is CNN"], {"max_tokens": -3}, "max_tokens: found -3"),
     (["what is CNN"], {"max_tokens": "many"}, "max_tokens"),
+    (["what is CNN"], {"max_tokens": 10**9}, "max_tokens: found 1000000000, allowed: 1 to 1,024"),
     ([7], {}, "prompt"),
     (["what is CNN"] * 1025, {}, "1,025 prompts"),
 ])  # fmt: skip
@@ -148,6 +149,28 @@ def test_a_bad_request_is_told_what_is_wrong(
     status, answer = ask(server, prompts, **params)
     assert 400 <= status < 500
     assert said in answer["message"]
+
+
+@pytest.mark.parametrize("body", [b"[" * 100_000, b'{"inputs": ' + b"9" * 5000 + b"}", b"{", b""])
+def test_a_malformed_request_is_the_client_s_mistake(server: str, body: bytes) -> None:
+    request = urllib.request.Request(f"{server}/invocations", body, {"Content-Type": "application/json"})
+    with pytest.raises(urllib.error.HTTPError) as answer:
+        urllib.request.urlopen(request)
+    assert answer.value.code == 400
+
+
+def test_abandoned_requests_stop_nobody(server: str) -> None:
+    """45 clients that ask for as much as is allowed and hang up."""
+    body = {"inputs": ["what is CNN"] * 1024, "params": {"max_tokens": 1024, "temperature": 100.0}}
+    content = json.dumps(body).encode()
+    head = f"POST /invocations HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(content)}\r\n\r\n"
+    host, port = server.removeprefix("http://").split(":")
+    for _ in range(45):
+        with socket.create_connection((host, int(port))) as client:
+            client.sendall(head.encode() + content)
+    start = time.monotonic()
+    assert ask(server, ["what is CNN"])[0] == 200
+    assert time.monotonic() - start < 30
 
 
 def test_a_sweep_leaves_four_finished_runs_each_evaluated(store: MlflowClient, runs: dict[str, Run]) -> None:

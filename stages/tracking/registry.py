@@ -68,7 +68,7 @@ def _keep(client: MlflowClient, run: Run, prompt: str) -> str:
             mlflow_model=Model(logged.artifact_location, run_id, model_id=logged.model_id, model_uuid=logged.model_id),
             python_model=str(SERVED_MODEL),
             artifacts={"model": str(MODEL_FOLDER), "vocabulary": str(VOCABULARY_FILE)},
-            code_paths=[str(SERVED_MODEL.parent)],
+            code_paths=[str(SERVED_MODEL.parents[1])],
             pip_requirements=[f"{name}=={version(name)}" for name in REQUIREMENTS],
             signature=SIGNATURE,
             input_example=pd.DataFrame({"prompt": [prompt]}),

@@ -3,6 +3,7 @@
 MLflow copies this file beside the weights ("models from code") and runs it when the model is loaded: nothing is pickled.
 """
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from stages.core.vocabulary import Vocabulary
 from stages.errors import UserError
 
 MOST_PROMPTS = 1024
+MOST_TOKENS = 1024
+"""The most new tokens of a completion, where the model's context is not longer."""
 
 # A parameter that a request leaves out takes the value given here; 0 tokens: as many as the context is long.
 SIGNATURE = ModelSignature(
@@ -47,6 +50,12 @@ class CompletionModel(PythonModel):
         """Read the weights and the vocabulary that were logged."""
         model, vocabulary = (Path(context.artifacts[name]) for name in ("model", "vocabulary"))
         self._model, self._vocabulary = read_model(model, vocabulary)
+        if "mlflow.pyfunc.scoring_server.app" in sys.modules:  # not in a notebook
+            # Imported here because it takes time, and evaluate imports this file for the signature.
+            from stages.tracking.scoring_server import StoppableOutput, guard_mlflow_server  # noqa: PLC0415
+
+            guard_mlflow_server()
+            self._model.network.output.__class__ = StoppableOutput  # this layer runs once a token
 
     def predict(  # type: ignore[override] # MLflow passes the context only to who asks for it
         self, model_input: pd.DataFrame, params: dict[str, Any] | None = None
@@ -55,14 +64,14 @@ class CompletionModel(PythonModel):
 
         Raises:
             MlflowException: a prompt or parameter cannot be used; the server answers with status 400.
+            stages.tracking.scoring_server.RequestEndedError: nobody waits for the answer.
         """
         texts = model_input["prompt"].tolist()
         if len(texts) > MOST_PROMPTS:
             raise _refusal(f"found {len(texts):,} prompts, allowed: at most {MOST_PROMPTS:,} in one request")
-        chosen = {spec.name: spec.default for spec in SIGNATURE.params.params} | (params or {})
-        if chosen["max_tokens"] < 0:
-            raise _refusal(f"max_tokens: found {chosen['max_tokens']}, allowed: 1 or more, or 0 for the context length")
-        longest = chosen["max_tokens"] or self._model.network.config.context_length
+        given = {name: value for name, value in (params or {}).items() if value is not None}
+        chosen = {spec.name: spec.default for spec in SIGNATURE.params.params} | given
+        longest = self._longest_completion(chosen["max_tokens"])
         try:
             sampling = Sampling(chosen["temperature"], chosen["top_k"] or None, chosen["top_p"], chosen["seed"])
         except UserError as error:
@@ -70,6 +79,15 @@ class CompletionModel(PythonModel):
         prompts = [self._prompt_ids(text, row) for row, text in enumerate(texts, start=1)]
         completions = generate(self._model.network, prompts, self._vocabulary.eos_id, longest, sampling)
         return [{"completion": self._vocabulary.decode(completion)} for completion in completions]
+
+    def _longest_completion(self, max_tokens: int) -> int:
+        context_length = self._model.network.config.context_length
+        most = max(context_length, MOST_TOKENS)
+        if not 0 <= max_tokens <= most:
+            raise _refusal(
+                f"max_tokens: found {max_tokens}, allowed: 1 to {most:,}, or 0 for the context length ({context_length:,})"
+            )
+        return max_tokens or context_length
 
     def _prompt_ids(self, text: Any, row: int) -> list[int]:
         if not isinstance(text, str):
