@@ -20,7 +20,7 @@ from stages.core.windows import DatasetParams, Int64s, Integers, RowSpans, Windo
 from stages.parameters import PARAMETERS_FILE, read_section
 from stages.tracking.runs import start_training_run
 from stages.tracking.system_metrics import record_system_metrics
-from stages.training.checkpoints import CheckpointFolder
+from stages.training.checkpoint_folder import CheckpointFolder
 from stages.training.data_module import TrainingBatches
 from stages.training.fit import fit
 from stages.training.optimization import TrainParams, build_optimizer

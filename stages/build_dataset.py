@@ -17,7 +17,7 @@ from stages.artifacts.token_shards import (
     write_metadata,
 )
 from stages.artifacts.vocabulary_json import read_vocabulary
-from stages.command_line import command_parser, run, with_progress
+from stages.command_line import command_parser, run_stage, with_progress
 from stages.core.frames import UnusableTextError, place, rows_of
 from stages.core.rows import Scored, count_scored, encode_rows
 from stages.core.split import SPLITS, SplitParams
@@ -79,4 +79,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_stage(main)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from stages.artifacts.prompts_table import DataParams, read_prompts
 from stages.artifacts.vocabulary_json import VOCABULARY_FILE, write_vocabulary
-from stages.command_line import command_parser, run, with_progress
+from stages.command_line import command_parser, run_stage, with_progress
 from stages.core.frames import Frame, UnusableTextError, place, rows_of
 from stages.core.split import SplitParams
 from stages.core.vocabulary import VocabularyParams, build_vocabulary
@@ -44,4 +44,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_stage(main)

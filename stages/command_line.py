@@ -1,8 +1,10 @@
 """What every command has in common: its arguments, its progress on a terminal, and how it ends."""
 
 import argparse
+import contextlib
 import errno
 import gc
+import io
 import logging
 import os
 import signal
@@ -10,8 +12,9 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from importlib.metadata import version
+from pathlib import Path
 from types import FrameType
-from typing import Any, TypeVar
+from typing import Any, TextIO, TypeVar
 
 from stages.errors import Stopped, UserError
 
@@ -34,12 +37,22 @@ Chunk = TypeVar("Chunk", bound=Sized)
 Batch = TypeVar("Batch")
 
 
+def run_stage(main: Callable[[], None]) -> None:
+    """Do as ``run``, but drop output that cannot be written: a closed pipe or a full disk ends no stage."""
+    for stream, other in (("stdout", "stderr"), ("stderr", "stdout")):
+        setattr(sys, stream, _lossy(getattr(sys, stream), stream, getattr(sys, other)))
+    run(main)
+
+
 def run(main: Callable[[], None]) -> None:
-    """Call ``main`` and end the process: a mistake of the user's is told in a few lines, without a traceback."""
+    """Call ``main`` and end the process: a user's mistake is printed as a few lines, without a traceback."""
     if not gc.isenabled():
         gc.freeze()
         gc.enable()
-    signal.signal(signal.SIGTERM, _stop)
+    for name in ("SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) != signal.SIG_IGN:  # as nohup has it
+            signal.signal(number, _stop)
     try:
         main()
         sys.stdout.flush()
@@ -62,6 +75,42 @@ def run(main: Callable[[], None]) -> None:
             raise
         where = f"{error.filename}: " if error.filename else ""
         sys.exit(f"error: {where}{error.strerror}; {_FIXES[error.errno]}")
+
+
+class _LossyFile(io.FileIO):
+    """A standard stream that drops what cannot be written, and says so once on the other one."""
+
+    def __init__(self, descriptor: int, name: str, other: TextIO | None) -> None:
+        super().__init__(descriptor, "wb", closefd=False)
+        self._label, self._other = {"stdout": "standard output", "stderr": "standard error"}[name], other
+
+    def write(self, data: Any) -> int:
+        """Write, and return the number of bytes as if all were written."""
+        try:
+            written = super().write(data)
+        except OSError as error:
+            self._report(error)
+            written = None
+        return memoryview(data).nbytes if written is None else written  # None: a pipe that is full and does not wait
+
+    def _report(self, error: OSError) -> None:
+        other, self._other = self._other, None
+        if other is not None:
+            with contextlib.suppress(OSError):
+                print(f"{self._label}: {error.strerror}; going on without it", file=other, flush=True)
+
+
+def _lossy(stream: TextIO | None, name: str, other: TextIO | None) -> TextIO:
+    """Return a stream that writes where ``stream`` does, and never fails."""
+    if stream is None:  # closed from the start, as by `>&-`
+        return Path(os.devnull).open("w", encoding="utf-8")
+    try:
+        file = _LossyFile(stream.fileno(), name, other)
+    except (OSError, ValueError):  # in memory, as in tests
+        return stream
+    return io.TextIOWrapper(
+        io.BufferedWriter(file), stream.encoding, stream.errors, line_buffering=name == "stderr" or stream.isatty()
+    )
 
 
 def _stop(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - a signal handler's signature

@@ -2,6 +2,7 @@
 
 import logging
 import math
+import os
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -44,6 +45,7 @@ from stages.report.token_labels import token_labels
 from stages.tracking.registry import log_model
 from stages.tracking.runs import Evaluation, log_evaluation
 from stages.tracking.store import check_store
+from stages.training.checkpoint_folder import CheckpointFolder
 from stages.training.runtime import RuntimeParams
 
 LOG = logging.getLogger(__name__)
@@ -87,6 +89,8 @@ def evaluate(inputs: StageInputs, *, quiet: bool) -> None:
     model, vocabulary = read_model()
     trained_from = read_provenance()
     check_trained_from(trained_from)
+    if "DVC_STAGE" in os.environ:  # then DVC has recorded the training
+        CheckpointFolder(trained_from.fingerprint).remove_finished()
     network = model.network.to(runtime.torch_device())
     metadata = read_metadata()
     split, examples = open_held_out(metadata, network.config.context_length)
@@ -209,4 +213,4 @@ def describe(metrics: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    command_line.run(main)
+    command_line.run_stage(main)

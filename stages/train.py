@@ -1,7 +1,8 @@
 """Train the model: data/dataset/ -> data/model/, metrics/train.json and the curves, as one MLflow run."""
 
+import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 import lightning
@@ -21,7 +22,7 @@ from stages.inputs import StageInputs, unchanged_inputs
 from stages.parameters import read_section
 from stages.tracking.runs import TrainingRun, UnrecordedRun, start_training_run
 from stages.tracking.system_metrics import record_system_metrics
-from stages.training.checkpoints import CheckpointFolder
+from stages.training.checkpoint_folder import CheckpointFolder
 from stages.training.fit import TrainingResult, fit, memory_errors
 from stages.training.history import Curves
 from stages.training.optimization import TrainParams
@@ -57,7 +58,7 @@ def train(inputs: StageInputs, *, restart: bool, quiet: bool) -> None:
         network = Transformer(config)
     provenance = stage_provenance("train")
     checkpoints = CheckpointFolder(provenance.fingerprint)
-    with checkpoints.locked(), untouched_data(inputs, checkpoints):
+    with locked(checkpoints), untouched_data(inputs, checkpoints):
         if restart and is_first_device():
             checkpoints.restart()
         with start_run(provenance, checkpoints, runtime) as run:
@@ -78,7 +79,11 @@ def train(inputs: StageInputs, *, restart: bool, quiet: bool) -> None:
             write_model(MODEL_FOLDER, SavedModel(network, prompts_end_with_eos=answers_prompts), provenance)
             run.log_files([VOCABULARY_FILE, METRICS_FILE, TRAIN_CURVE, VALIDATION_CURVE])
             check_inputs(inputs, checkpoints)
-        checkpoints.remove()
+        # DVC records the result after this process; where it cannot, the next one ends at once. The evaluation deletes it.
+        if "DVC_STAGE" in os.environ:
+            checkpoints.finish()
+        else:
+            checkpoints.remove()
     if not quiet:
         figures = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items() if name.endswith("loss"))
         print(f"{trained.steps} steps of {metrics['parameters']:,} parameters: {figures} -> {MODEL_FOLDER}/")
@@ -111,6 +116,11 @@ def check_inputs(inputs: StageInputs, checkpoints: CheckpointFolder) -> None:
 def is_first_device() -> bool:
     """Return whether this process writes the results: Lightning starts one for each device, all with this command."""
     return getattr(rank_zero_only, "rank", 0) == 0
+
+
+def locked(checkpoints: CheckpointFolder) -> AbstractContextManager[None]:
+    """Lock the checkpoints in the first process of a training; the others belong to it."""
+    return checkpoints.locked() if is_first_device() else nullcontext()
 
 
 def start_run(
@@ -148,4 +158,4 @@ def write_curves(curves: Curves) -> None:
 
 
 if __name__ == "__main__":
-    command_line.run(main)
+    command_line.run_stage(main)

@@ -2,6 +2,7 @@
 
 import itertools
 import runpy
+import shlex
 import signal
 import subprocess
 import sys
@@ -103,6 +104,7 @@ def start(body: str, *arguments: str) -> "subprocess.Popen[str]":
     ("raise OSError(errno.EROFS, 'Read-only file system', 'data/model')", 1,
      "error: data/model: Read-only file system; the project must lie where it can be written\n"),
     ("os.kill(os.getpid(), signal.SIGTERM)", 143, "stopped by SIGTERM\n"),
+    ("os.kill(os.getpid(), signal.SIGHUP)", 129, "stopped by SIGHUP\n"),
     ("os.kill(os.getpid(), signal.SIGINT)", 130, "interrupted\n"),
     ("print('done')", 0, ""),
 ])  # fmt: skip
@@ -135,6 +137,33 @@ def test_a_reader_that_has_had_enough_is_no_error() -> None:
     assert process.stderr is not None
     assert process.stderr.read() == ""
     assert process.wait() == 1
+
+
+STAGE = PROGRAM.replace("command_line.run(main)", "command_line.run_stage(main)")
+GOING_ON = (
+    "import time; print('a line', flush=True); time.sleep(0.5); "
+    "[print('step', number, flush=True) for number in range(5)]; print('the end', file=sys.stderr)"
+)
+
+
+@pytest.mark.parametrize(("redirection", "told"), [
+    ("> /dev/full", "standard output: No space left on device; going on without it\nthe end\n"),
+    ("| head -n 1", "standard output: Broken pipe; going on without it\nthe end\n"),
+    (">&-", "the end\n"),
+])  # fmt: skip
+def test_a_stage_goes_on_without_an_output_that_cannot_be_written(redirection: str, told: str) -> None:
+    program = shlex.join([sys.executable, "-c", STAGE.format(body=GOING_ON)])
+    script = f"{{ {program}; echo ended with $? >&2; }} {redirection}"  # head ends as soon as it has a line
+    done = subprocess.run(["bash", "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.stderr == f"{told}ended with 0\n"
+
+
+@pytest.mark.parametrize("redirection", ["2> /dev/full", "2>&-", "> /dev/full 2>&1", ">&- 2>&-"])
+def test_a_stage_goes_on_without_standard_error(redirection: str, tmp_path: Path) -> None:
+    body = f"{GOING_ON}; open({str(tmp_path / 'ended')!r}, 'w').close()"
+    script = f"{shlex.join([sys.executable, '-c', STAGE.format(body=body)])} {redirection}"
+    assert subprocess.run(["bash", "-c", script], cwd=ROOT, check=False).returncode == 0
+    assert (tmp_path / "ended").exists()
 
 
 def test_where_an_error_arose_is_told_with_verbose_and_where_it_was_not_expected() -> None:

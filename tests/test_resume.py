@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.kills import digests, end, kill_at_random, slow_toy, start, statuses
-from tests.project import Project
+from tests.project import Project, clean_environment
 
 
 @pytest.fixture
@@ -59,6 +59,9 @@ def test_killed_again_and_again_it_ends_with_the_same_bytes_in_one_run(
     assert "stopped by SIGTERM at step" in log(project)
     assert "Traceback" not in log(project)
     assert statuses(project) == {"KILLED": 1}
+
+    end(start_until(project, "step 480/"), "group", signal.SIGHUP)
+    assert "stopped by SIGHUP at step" in log(project)
 
     end(start_until(project, "step 600/"), "dvc", signal.SIGKILL)
     assert "stopped because the `dvc repro` that started it is gone" in log(project)
@@ -116,6 +119,36 @@ def test_parameters_that_are_edited_while_it_trains_are_refused_and_nothing_trai
     again = project.run("dvc", "repro").stdout
     assert "resumed at step 1200/1200" in again
     assert "tokens/s" not in again  # no step was trained again
+    assert digests(project) == whole[0]
+    assert statuses(project) == {"FINISHED": 1}
+    assert not list((project.folder / ".checkpoints").iterdir())
+
+
+def test_a_reader_that_has_had_enough_ends_no_training_and_nothing_is_trained_again(
+    project: Project, whole: tuple[dict[str, str], float]
+) -> None:
+    """As `dvc repro | head`: DVC itself fails when it cannot say that it records the training."""
+    project.replace("params.yaml", "checkpoint_minutes: 0.008", "checkpoint_minutes: null")
+    process = subprocess.Popen(
+        ["dvc", "repro"],
+        cwd=project.folder,
+        env=clean_environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("step 120/"):
+            break
+    process.stdout.close()
+    assert process.stderr is not None
+    assert "standard output: Broken pipe; going on without it" in process.stderr.read()
+    assert process.wait() != 0
+    assert statuses(project) == {"FINISHED": 1}
+    again = project.run("dvc", "repro").stdout
+    assert "resumed at step 1200/1200" in again
+    assert "tokens/s" not in again
     assert digests(project) == whole[0]
     assert statuses(project) == {"FINISHED": 1}
     assert not list((project.folder / ".checkpoints").iterdir())

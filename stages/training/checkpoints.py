@@ -1,22 +1,15 @@
-"""Go on where a killed training stopped, and end with the bytes of one that was never killed.
+"""Resume a killed training where it stopped, and end with the bytes of one that was never killed.
 
 A checkpoint is taken between two optimiser steps. What comes after it is a function of what is in it: the order of the
 examples and dropout depend on the seed and the step alone, and the rest of a training's memory (weights, optimiser,
 schedule, curves, best weights, patience, losses since the curve's last point) is saved.
-
-Checkpoints lie beside the project, outside of what DVC tracks and deletes, in a folder named by the fingerprint of the
-stage's inputs: a training never goes on from one with other inputs.
 """
 
-import hashlib
 import os
-import shutil
 import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -24,105 +17,21 @@ from typing import Any
 import lightning
 import psutil
 import torch
-from filelock import FileLock, Timeout
 from lightning.pytorch.plugins.io import TorchCheckpointIO
-from lightning.pytorch.utilities import rank_zero_only
 
-from stages.artifacts.atomic import PARTIAL_SUFFIX, atomic_file
+from stages.artifacts.atomic import atomic_file
 from stages.errors import Stopped, UserError
-from stages.tracking.workspace import project_root
+from stages.training.checkpoint_folder import CheckpointFolder, hash_file, write_hash
 from stages.training.data_module import Batch
 from stages.training.plan import TrainingPlan
 
-FOLDER = Path(".checkpoints")
-KEPT = 2  # where the newest is damaged, the one before it serves
 _LOOK_FOR_DVC_SECONDS = 1.0  # looking takes a fifth of what the pipeline adds to a step
 _SHELLS = {"sh", "dash", "bash", "zsh"}
-_SUFFIX = ".ckpt"
-_HASH_SUFFIX = ".sha256"
-_DEVICES_AGREE_EVERY = (
-    10  # steps: devices that work together must stop at the same one, and asking each other costs time
-)
-
-
-class CheckpointFolder:
-    """The checkpoints of the training with one fingerprint, and the id of its MLflow run."""
-
-    def __init__(self, fingerprint: str) -> None:
-        self.path = project_root() / FOLDER / fingerprint
-        self._run = self.path / "run"
-
-    @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Keep every other process from training with the same inputs; the lock ends with the process, however it ends.
-
-        Raises:
-            UserError: another process holds the folder, such as a training whose `dvc repro` was killed.
-        """
-        if getattr(rank_zero_only, "rank", 0) != 0:  # another device of a training that holds it
-            yield
-            return
-        self.path.mkdir(parents=True, exist_ok=True)
-        lock, holder = FileLock(self.path / "lock"), self.path / "pid"
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            pid = holder.read_text(encoding="utf-8") if holder.exists() else "unknown"
-            message = (
-                f"{self.path}: process {pid} is training with the same inputs; wait for it, or stop it with "
-                f"`kill {pid}`: the next `dvc repro` goes on from its checkpoint"
-            )
-            raise UserError(message) from None
-        with lock:
-            try:
-                holder.write_text(str(os.getpid()), encoding="utf-8")
-                for unfinished in self.path.glob(f"*{PARTIAL_SUFFIX}"):  # of a process that was killed
-                    unfinished.unlink()
-                yield
-            finally:
-                if not self._all():
-                    self.remove()
-
-    def newest(self) -> Path | None:
-        """Return the newest checkpoint that is whole; None where there is none."""
-        for path in self._all():
-            if _hash(path) == _recorded_hash(path):
-                return path
-            print(f"{path}: damaged, as by a power cut; trying the one before it", file=sys.stderr)
-        return None
-
-    def checkpoint(self, step: int) -> Path:
-        """Return where the checkpoint of a step lies."""
-        return self.path / f"{step:012d}{_SUFFIX}"
-
-    def forget_old(self) -> None:
-        """Delete all but the newest checkpoints."""
-        for path in self._all()[KEPT:]:
-            _delete(path)
-
-    def restart(self) -> None:
-        """Forget everything: the next training begins at its first step, in an MLflow run of its own."""
-        for path in self._all():
-            _delete(path)
-        self._run.unlink(missing_ok=True)
-
-    def remove(self) -> None:
-        """Delete the folder, when its training is done."""
-        shutil.rmtree(self.path, ignore_errors=True)
-
-    @property
-    def run_id(self) -> str | None:
-        """Return the MLflow run of the training that the checkpoints are of."""
-        return self._run.read_text(encoding="utf-8") if self._run.exists() else None
-
-    def remember_run(self, run_id: str) -> None:
-        """Keep the id of the training's MLflow run, for a process that goes on with it."""
-        with atomic_file(self._run) as file:
-            file.write(run_id.encode())
-
-    def _all(self) -> list[Path]:
-        """Return all checkpoints, the newest first."""
-        return sorted(self.path.glob(f"*{_SUFFIX}"), reverse=True)
+# What a process can notice of its end. A signal that the machine lacks, as Windows does most of them, is left out.
+_ENDING = ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGXCPU", "SIGPWR", "SIGUSR1", "SIGUSR2", "SIGBREAK")
+_OF_SLURM = {getattr(signal, name) for name in ("SIGUSR1", "SIGUSR2") if hasattr(signal, name)}
+# Devices that train together must stop at the same step, and asking each other costs time.
+_DEVICES_AGREE_EVERY = 10  # steps
 
 
 class VerifiedCheckpoints(TorchCheckpointIO):
@@ -139,8 +48,7 @@ class VerifiedCheckpoints(TorchCheckpointIO):
                     raise error.__context__ from None
                 raise
             file.flush()
-            with atomic_file(path.with_suffix(_HASH_SUFFIX)) as beside:
-                beside.write(f"{_hash(Path(file.name))}  {path.name}\n".encode())
+            write_hash(path, hash_file(Path(file.name)))
 
     def load_checkpoint(
         self,
@@ -162,7 +70,7 @@ class VerifiedCheckpoints(TorchCheckpointIO):
 
 
 class Checkpoints(lightning.Callback):
-    """Saves the training every few minutes, and before it stops for Ctrl-C, SIGTERM or the end of its `dvc repro`."""
+    """Saves the training every few minutes, at its end, and before it stops for a signal or the end of its `dvc repro`."""
 
     def __init__(self, folder: CheckpointFolder, plan: TrainingPlan, minutes: float | None) -> None:
         self._folder = folder
@@ -176,10 +84,22 @@ class Checkpoints(lightning.Callback):
         self._signal: signal.Signals | None = None
         self._handlers: dict[int, Any] = {}
 
+    def on_save_checkpoint(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Name the training that the checkpoint is of."""
+        checkpoint["fingerprint"] = self._folder.path.name
+
     def on_load_checkpoint(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Go on at the same step where the step is now cut into another number of micro-batches."""
+        """Continue at the same step, which may now be cut into another number of micro-batches.
+
+        Raises:
+            UserError: the file is the checkpoint of another training.
+        """
+        if checkpoint.get("fingerprint") != self._folder.path.name:
+            raise UserError(f"{self._folder.path}/: holds a checkpoint of another training; delete that folder")
         step = self._saved_step = checkpoint["global_step"]
         progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
         for counts in (progress["total"], progress["current"]):
@@ -197,10 +117,13 @@ class Checkpoints(lightning.Callback):
             raise UserError("the processes that train together read different inputs; type `dvc repro` again")
         self._saved_at = time.monotonic()
         if threading.current_thread() is threading.main_thread():
-            self._handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-            for number, handler in self._handlers.items():
-                if handler != signal.SIG_IGN:  # as nohup has it
-                    signal.signal(number, self._note)
+            for number in (getattr(signal, name) for name in _ENDING if hasattr(signal, name)):
+                handler = signal.getsignal(number)
+                # Ignored, as nohup has SIGHUP; or Lightning's own, with which it asks SLURM to start it again.
+                if handler == signal.SIG_IGN or (number in _OF_SLURM and handler != signal.SIG_DFL):
+                    continue
+                self._handlers[number] = handler
+                signal.signal(number, self._note)
 
     def on_train_batch_start(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Batch, batch_idx: int
@@ -271,18 +194,3 @@ def _is_gone(process: psutil.Process) -> bool:
         return process.status() == psutil.STATUS_ZOMBIE or not process.is_running()
     except psutil.NoSuchProcess:
         return True
-
-
-def _hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _recorded_hash(path: Path) -> str | None:
-    beside = path.with_suffix(_HASH_SUFFIX)
-    return beside.read_text(encoding="utf-8").split(" ")[0] if beside.exists() else None
-
-
-def _delete(path: Path) -> None:
-    path.unlink(missing_ok=True)
-    path.with_suffix(_HASH_SUFFIX).unlink(missing_ok=True)

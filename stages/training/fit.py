@@ -18,7 +18,8 @@ from stages.core.examples import Examples
 from stages.core.kernels import CPU_COMPUTES_BFLOAT16
 from stages.core.transformer import Transformer
 from stages.errors import UserError
-from stages.training.checkpoints import CheckpointFolder, Checkpoints, VerifiedCheckpoints
+from stages.training.checkpoint_folder import CheckpointFolder
+from stages.training.checkpoints import Checkpoints, VerifiedCheckpoints
 from stages.training.data_module import TokenDataModule
 from stages.training.history import BestWeights, Curves, Log, TrainingHistory
 from stages.training.lightning_module import LanguageModel

@@ -3,7 +3,7 @@
 import contextlib
 
 from stages.training import history
-from stages.training.checkpoints import CheckpointFolder
+from stages.training.checkpoint_folder import CheckpointFolder
 from tests.training import test_checkpoints
 
 if __name__ == "__main__":

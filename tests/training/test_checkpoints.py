@@ -15,7 +15,7 @@ import torch
 
 from stages.core.transformer import Transformer
 from stages.errors import Stopped, UserError
-from stages.training.checkpoints import CheckpointFolder
+from stages.training.checkpoint_folder import CheckpointFolder
 from stages.training.fit import TrainingResult, fit
 from tests.training.conftest import examples, network, runtime_parameters, train_parameters
 
@@ -156,7 +156,10 @@ def test_more_devices_or_fewer_go_on_with_a_training(monkeypatch: pytest.MonkeyP
         torch.testing.assert_close(one, other, atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+ENDINGS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGXCPU, signal.SIGPWR, signal.SIGUSR1)
+
+
+@pytest.mark.parametrize("number", ENDINGS)
 def test_a_signal_saves_the_step_and_stops_with_the_shells_code(number: signal.Signals) -> None:
     folder = CheckpointFolder("f" * 16)
     with pytest.raises(Stopped) as stopped, folder.locked():
@@ -213,6 +216,60 @@ def test_a_checkpoint_that_was_never_finished_is_deleted_at_the_next_start() -> 
     with folder.locked():
         assert not unfinished.exists()
     assert sorted(folder.path.glob("*.ckpt")) == sorted(kept)
+
+
+def test_signals_that_are_ignored_or_lightnings_own_do_not_stop_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    requeued: list[int] = []
+    for number, handler in ((signal.SIGHUP, signal.SIG_IGN), (signal.SIGUSR1, lambda *_: requeued.append(1))):
+        before = signal.signal(number, handler)
+        try:
+            _, trained = train(
+                CheckpointFolder(f"{number:016x}"), 5, lambda number=number: os.kill(os.getpid(), number)
+            )
+        finally:
+            signal.signal(number, before)
+        assert trained.steps == STEPS
+    assert requeued == [1]
+
+
+def test_a_finished_training_is_kept_until_dvc_has_its_result() -> None:
+    first, second, running = (CheckpointFolder(letter * 16) for letter in "abc")
+    for folder in (first, second, running):
+        folder.path.mkdir(parents=True)
+        for step in (1, 2):
+            folder.checkpoint(step).touch()
+    running.remove_finished()
+    assert running.path.exists()
+    first.finish()
+    assert first.newest() is None  # without its hash
+    assert [path.name for path in first.path.glob("*.ckpt")] == [first.checkpoint(2).name]
+    with first.locked():
+        second.finish()
+        assert first.path.exists()
+    second.finish()
+    assert not first.path.exists()
+    second.remove_finished()
+    assert not second.path.exists()
+    assert running.path.exists()
+
+
+def test_a_checkpoint_of_another_training_is_refused() -> None:
+    other = broken_off(6)
+    here = CheckpointFolder("a" * 16)
+    other.path.rename(here.path)
+    with pytest.raises(UserError, match="holds a checkpoint of another training; delete that folder"):
+        train(here)
+
+
+@pytest.mark.parametrize("word", ["1; rm -rf ~", "../../x", "", "\n", "\ud55c"])
+def test_what_stands_in_a_file_goes_into_no_command_and_no_address(word: str) -> None:
+    folder = CheckpointFolder("f" * 16)
+    with folder.locked():
+        for name in ("pid", "run"):
+            (folder.path / name).write_text(word)
+        assert folder.run_id is None
+        with pytest.raises(UserError, match="`kill unknown`"), CheckpointFolder("f" * 16).locked():
+            pass
 
 
 def test_restart_forgets_the_checkpoints_and_the_run() -> None:
