@@ -12,19 +12,28 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
+import pydantic
 from filelock import FileLock, Timeout
 
-from stages.artifacts.atomic import atomic_file
+from stages.artifacts.atomic import atomic_file, sync_folder
 from stages.tracking.workspace import project_root
 
 FOLDER = Path(".runs/unsent")
+DAMAGED = Path(".runs/damaged")
 BATCH = 1000  # points in one request, the most that MLflow takes
 GATHER_SECONDS = 2.0
 RETRY_SECONDS = 10.0
+REQUEST_SECONDS = 60.0  # how long the end of a training waits for a request under way
+
+_STATE = "outbox.json"
+_INT64 = 2**63
+
+Status = Literal["FINISHED", "FAILED", "KILLED"]
 
 
 class Point(NamedTuple):
@@ -40,41 +49,103 @@ class Point(NamedTuple):
 Send = Callable[[Sequence[Point]], None]
 
 
-class Outbox:
-    """What one run has yet to send."""
+class RunDescription(pydantic.BaseModel):
+    """What a run is made with, so that a store that has lost it gets it again."""
 
-    def __init__(self, lock: FileLock, store: str) -> None:
-        self._lock = lock  # held
-        self._store = store
-        self._run_id: str | None = None
+    name: str
+    tags: Mapping[str, str]
+    parameters: Mapping[str, str] = {}
+    dataset: Mapping[str, str] | None = None
+
+
+class _State(pydantic.BaseModel):
+    """What an outbox is of, as its file holds it."""
+
+    store: str
+    """The id of the store that it is meant for."""
+    experiment_id: str
+    description: RunDescription
+    run_id: Annotated[str, pydantic.Field(pattern=r"^\w{1,64}$")] | None = None
+    end: tuple[Status, Annotated[int, pydantic.Field(ge=0, lt=_INT64)]] | None = None
+    """How the run ended, and when, in milliseconds since 1970."""
+
+
+class Outbox:
+    """What one run has yet to send. Its files are read back with care: a power cut may have torn them."""
+
+    def __init__(self, lock: FileLock, state: _State) -> None:
+        self._lock = lock
+        self._state = state
         self._folder = Path(lock.lock_file).parent
-        self._run = self._folder / "run"
         self._points = self._folder / "points.jsonl"
-        self._set_aside = self._folder / "set_aside.jsonl"  # to be sent, while points are added to the other file
-        self._adding = threading.Lock()
-        self._end = self._folder / "end.json"
+        self._sending = self._folder / "sending.jsonl"  # while points are added to the other file
         self._files = self._folder / "files"
+        self._adding = threading.Lock()
+        self._in_memory: list[Point] = []  # what a full disk did not take
+        self._write_again_at = 0.0
+        self._not_copied: list[Path] = []
 
     @classmethod
-    def open(cls, store: str) -> Self:
-        """Begin an outbox; ``store`` tells which server or file it belongs to, and holds no secret."""
+    def open(cls, store: str, experiment_id: str, description: RunDescription) -> Self:
+        """Begin an outbox.
+
+        Args:
+            store: the id of the store that it is meant for, without a secret.
+            experiment_id: the experiment of its run.
+            description: what the run is made with.
+
+        Raises:
+            OSError: it cannot be written.
+        """
         folder = project_root() / FOLDER / uuid.uuid4().hex
-        outbox = cls(FileLock(folder / "lock", thread_local=False), store)
+        state = _State(store=store, experiment_id=experiment_id, description=description)
+        outbox = cls(FileLock(folder / "lock", thread_local=False), state)
         outbox._create()
         return outbox
 
     @classmethod
-    def left_behind(cls, store: str) -> Iterator[Self]:
-        """Take the outboxes whose process is gone, one after another."""
-        for place in sorted((project_root() / FOLDER).glob("*/store")):
-            lock = FileLock(place.with_name("lock"))
-            try:
-                lock.acquire(timeout=0)
-            except Timeout:
-                continue
-            with lock:
-                if place.exists() and place.read_text(encoding="utf-8") == store:
-                    yield cls(lock, store)
+    def left_behind(cls) -> Iterator[Self]:
+        """Take the outboxes whose process is gone, one after another; one that is not closed stays taken."""
+        for state in sorted((project_root() / FOLDER).glob(f"*/{_STATE}")):
+            outbox = cls._take(state.parent)
+            if outbox is not None:
+                yield outbox
+
+    @classmethod
+    def of_run(cls, run_id: str) -> Self | None:
+        """Take the outbox that an earlier process of this run left behind; None where there is none."""
+        for outbox in cls.left_behind():
+            if outbox.run_id == run_id:
+                return outbox
+            outbox.close()
+        return None
+
+    @classmethod
+    def _take(cls, folder: Path) -> Self | None:
+        """Lock an outbox; None where its process lives. A damaged one is moved away, so that it is in nobody's way."""
+        lock = FileLock(folder / "lock", thread_local=False)
+        try:
+            lock.acquire(timeout=0)
+            if not (folder / _STATE).exists():  # another process was faster
+                lock.release()
+                return None
+            return cls(lock, _State.model_validate_json((folder / _STATE).read_bytes()))
+        except Timeout:
+            return None
+        except pydantic.ValidationError:
+            place = project_root() / DAMAGED / folder.name
+            place.parent.mkdir(exist_ok=True)
+            folder.rename(place)
+            lock.release()
+            message = (
+                f"{place}/: moved there, as its {_STATE} is damaged: what it holds was not sent to MLflow; "
+                "delete it when you have looked at it"
+            )
+            print(message, file=sys.stderr)
+        except OSError as error:
+            if folder.exists():
+                print(f"{folder}/: left as it is: {error.strerror}", file=sys.stderr)
+        return None
 
     @property
     def id(self) -> str:
@@ -82,99 +153,186 @@ class Outbox:
         return self._folder.name
 
     @property
-    def run_id(self) -> str | None:
-        """Return the run that it is of; None where the process was killed before it could say so."""
-        return self._run.read_text(encoding="utf-8") if self._run.exists() else None
-
-    @run_id.setter
-    def run_id(self, run_id: str) -> None:
-        self._run_id = run_id
-        with atomic_file(self._run) as file:
-            file.write(run_id.encode())
+    def folder(self) -> Path:
+        """Return where it is."""
+        return self._folder
 
     @property
-    def folder(self) -> Path:
-        """Return where it lies."""
-        return self._folder
+    def store(self) -> str:
+        """Return the id of the store that it is meant for."""
+        return self._state.store
+
+    @property
+    def experiment_id(self) -> str:
+        """Return the experiment of its run."""
+        return self._state.experiment_id
+
+    @property
+    def description(self) -> RunDescription:
+        """Return what the run is made with."""
+        return self._state.description
+
+    @property
+    def run_id(self) -> str | None:
+        """Return the run that it is of; None where the process was killed before it could say so."""
+        return self._state.run_id
+
+    def belongs_to(self, run_id: str, store: str, experiment_id: str) -> None:
+        """Name the run that it is of, and where that is.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        changes = {"run_id": run_id, "store": store, "experiment_id": experiment_id}
+        self._state = self._state.model_copy(update=changes)
+        self._save()
+
+    def forget_end(self) -> None:
+        """Take the run as running again.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        self._state = self._state.model_copy(update={"end": None})
+        self._save()
 
     def touch(self) -> None:
         """Show that the run's process lives."""
-        self._create()
-        os.utime(self._folder)
+        with self._adding:
+            self._create()
+        os.utime(self._folder / _STATE)
 
     def keep(self, points: Sequence[Point]) -> None:
-        """Add points, to be sent another time."""
-        lines = "".join(json.dumps(point) + "\n" for point in points)
-        self._create()
-        with self._adding, self._points.open("a", encoding="utf-8") as file:
-            file.write(lines)
+        """Add points, to be sent another time; a kill in the next moment loses none.
+
+        Raises:
+            OSError: the disk does not take them; they wait in memory.
+        """
+        with self._adding:
+            self._in_memory += points
+            if time.monotonic() < self._write_again_at:
+                return
+            try:
+                self._write("".join(json.dumps(point) + "\n" for point in self._in_memory).encode())
+            except OSError:
+                self._write_again_at = time.monotonic() + RETRY_SECONDS
+                raise
+            self._in_memory.clear()
+
+    @property
+    def in_memory(self) -> int:
+        """Return how many points the disk did not take."""
+        return len(self._in_memory)
 
     def keep_file(self, path: Path) -> None:
-        """Add a copy of a file, to be sent another time."""
-        self._create()
+        """Add a copy of a file, to be sent another time; where the disk has no room, the file itself is sent."""
         copy = self._files / path
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(path, copy)
+        try:
+            with self._adding:
+                self._create()
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            with atomic_file(copy) as file, path.open("rb") as original:
+                shutil.copyfileobj(original, file)
+        except OSError:
+            self._not_copied.append(path)
 
-    def keep_end(self, status: str) -> None:
-        """Add how the run ended, and when."""
-        self._create()
-        self._end.write_text(json.dumps([status, _now()]), encoding="utf-8")
+    def keep_end(self, status: Status) -> None:
+        """Add how the run ended, and when; a full disk is no reason to fail."""
+        self._state = self._state.model_copy(update={"end": (status, int(1000 * time.time()))})
+        with suppress(OSError), self._adding:
+            self._create()
+            self._save()
 
     def send_points(self, send: Send) -> int:
         """Send the points that were kept until now, forget them, and return how many these were."""
+        sent = self._send_file(send)
         with self._adding:
-            # A process that was killed, or a server that failed, may have left some that were set aside before.
-            if self._points.exists() and not self._set_aside.exists():
-                self._points.rename(self._set_aside)
-        if not self._set_aside.exists():
-            return 0
-        sent = 0
-        with self._set_aside.open(encoding="utf-8") as file:
-            while batch := list(_parse(line for _, line in zip(range(BATCH), file, strict=False))):
-                send(batch)
-                sent += len(batch)
-        self._set_aside.unlink()
-        return sent
+            waiting, self._in_memory = self._in_memory, []
+        try:
+            for first in range(0, len(waiting), BATCH):
+                send(waiting[first : first + BATCH])
+        except BaseException:
+            with self._adding:
+                self._in_memory = waiting + self._in_memory
+            raise
+        return sent + len(waiting)
 
     def send_all_points(self, send: Send) -> int:
         """Send until nothing is left, and return how many points these were."""
         return sum(iter(lambda: self.send_points(send), 0))
 
     def files(self) -> Iterator[tuple[Path, Path]]:
-        """Give each file that was kept, and the path that it had."""
+        """Yield each file that was kept, and the path that it had."""
         for path in sorted(self._files.rglob("*")):
             if path.is_file():
                 yield path, path.relative_to(self._files)
+        yield from ((path, path) for path in self._not_copied)
 
-    def end(self) -> tuple[str, int]:
+    def end(self) -> tuple[Status, int]:
         """Return how the run ended and when, in milliseconds since 1970: killed, where it could not say so."""
-        if not self._end.exists():
-            return "KILLED", int(1000 * self._folder.stat().st_mtime)
-        status, milliseconds = json.loads(self._end.read_text(encoding="utf-8"))
-        return status, milliseconds
+        return self._state.end or ("KILLED", int(1000 * (self._folder / _STATE).stat().st_mtime))
+
+    def sync(self) -> None:
+        """Wait until the disk has the points, so that a power cut does not lose them."""
+        for path in (self._points, self._sending):
+            with suppress(FileNotFoundError), path.open("rb") as file:
+                os.fsync(file.fileno())
+        sync_folder(self._folder)
 
     def close(self) -> None:
         """Leave what it holds to the next process."""
-        self._lock.release()
+        with suppress(OSError):
+            self.sync()
+        self._lock.release(force=True)
 
     def remove(self) -> None:
         """Delete it: all is sent."""
+        (self._folder / _STATE).unlink(missing_ok=True)  # first: without it no other process takes what is left
         shutil.rmtree(self._folder, ignore_errors=True)
-        self._lock.release()
+        self._lock.release(force=True)
 
     def _create(self) -> None:
-        """Make the folder where it is not there: at first, and where a person deletes it under a training."""
-        store = self._folder / "store"
+        """Make the folder, at first and where a person deletes it during a training."""
+        if (self._folder / _STATE).exists():
+            return
+        self._folder.mkdir(parents=True, exist_ok=True)
+        sync_folder(self._folder.parent)
+        self._lock.release(force=True)  # that of the folder that was deleted
+        self._lock.acquire()
+        self._save()  # last: without it no other process takes the folder
+
+    def _save(self) -> None:
+        with atomic_file(self._folder / _STATE) as file:
+            file.write(self._state.model_dump_json().encode())
+
+    def _write(self, lines: bytes) -> None:
+        """Append lines, or none of them."""
+        self._create()
+        with self._points.open("ab", buffering=0) as file:
+            whole = file.seek(0, os.SEEK_END)
+            try:
+                if file.write(lines) < len(lines):  # the disk is full; the next write says so
+                    file.write(lines)
+            except OSError:
+                with suppress(OSError):
+                    file.truncate(whole)
+                raise
+
+    def _send_file(self, send: Send) -> int:
         with self._adding:
-            if store.exists():
-                return
-            self._folder.mkdir(parents=True, exist_ok=True)
-            self._lock.release()  # that of the folder that was deleted
-            self._lock.acquire()
-            if self._run_id is not None:
-                self._run.write_text(self._run_id, encoding="utf-8")
-            store.write_text(self._store, encoding="utf-8")  # last: without it no other process takes the folder
+            # A process that was killed, or a server that failed, may have left some that it was sending.
+            if self._points.exists() and not self._sending.exists():
+                self._points.rename(self._sending)
+        if not self._sending.exists():
+            return 0
+        sent = 0
+        with self._sending.open(encoding="utf-8", errors="replace") as file:
+            points = _parse(file)
+            while batch := [point for _, point in zip(range(BATCH), points, strict=False)]:
+                send(batch)
+                sent += len(batch)
+        self._sending.unlink()
+        return sent
 
 
 class Sender:
@@ -185,23 +343,30 @@ class Sender:
         self._send = send
         self._ended = threading.Event()
         self._failed_at = -RETRY_SECONDS
-        self._told = False
+        self._reported = False
         self._thread = threading.Thread(target=self._run, name="tracking", daemon=True)
         self._thread.start()
 
     def put(self, points: Sequence[Point]) -> None:
-        """Take points; waits for no server, and wakes no thread. A full disk costs them, not the training."""
+        """Take points; waits for no server, and wakes no thread. A full disk is reported once, and stops no training."""
         try:
             self._outbox.keep(points)
         except OSError as error:
-            if not self._told:
-                print(f"{self._outbox.folder}/: {error.strerror}: MLflow's curves will lack points", file=sys.stderr)
-            self._told = True
+            if not self._reported:
+                message = f"{self._outbox.folder}/: {error.strerror}: points wait in memory until MLflow takes them"
+                print(message, file=sys.stderr)
+            self._reported = True
 
     def close(self) -> None:
-        """Send no more; what is left stays in the outbox."""
+        """Send no more; what is left stays in the outbox.
+
+        Raises:
+            TimeoutError: the server does not end its answer.
+        """
         self._ended.set()
-        self._thread.join()
+        self._thread.join(REQUEST_SECONDS)
+        if self._thread.is_alive():
+            raise TimeoutError(f"no answer within {REQUEST_SECONDS:.0f} seconds")
 
     def _run(self) -> None:
         """Send what has gathered in some seconds: a request takes the processor as long as hundreds of points in it."""
@@ -212,15 +377,25 @@ class Sender:
                     self._outbox.send_points(self._send)
             except Exception:  # noqa: BLE001 - whatever keeps it from sending, training goes on
                 self._failed_at = time.monotonic()
+            if self._failed_at + RETRY_SECONDS > time.monotonic():
+                with suppress(OSError):
+                    self._outbox.sync()
 
 
 def _parse(lines: Iterator[str]) -> Iterator[Point]:
+    """Yield the points that are whole; a process that was killed, or a power cut, may have torn a line."""
     for line in lines:
-        try:
-            yield Point(*json.loads(line))
-        except (ValueError, TypeError):
-            continue  # the last line of a process that was killed
+        with suppress(ValueError, TypeError, OverflowError, RecursionError):
+            point = Point(*json.loads(line))
+            if _is_point(point):
+                yield point._replace(value=float(point.value))
 
 
-def _now() -> int:
-    return int(time.time() * 1000)
+def _is_point(point: Point) -> bool:
+    name, value, *whole = point
+    numbers: Sequence[Any] = (value, *whole)
+    return (
+        isinstance(name, str)
+        and all(isinstance(number, int | float) and not isinstance(number, bool) for number in numbers)
+        and all(isinstance(number, int) and -_INT64 <= number < _INT64 for number in whole)
+    )

@@ -7,15 +7,15 @@ from tempfile import TemporaryDirectory
 import mlflow.pyfunc
 import pandas as pd
 from mlflow import MlflowClient
-from mlflow.entities import LoggedModelOutput, Run
+from mlflow.entities import LoggedModel, LoggedModelOutput, LoggedModelStatus, Run
+from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 
 from stages.artifacts.provenance_json import MODEL_FOLDER
 from stages.artifacts.vocabulary_json import VOCABULARY_FILE
-from stages.tracking.run_tags import MODEL_NAME
+from stages.tracking.logged_model import model_of_run
 from stages.tracking.served_model import SIGNATURE
-from stages.tracking.store import one_at_a_time, store_errors
-from stages.tracking.workspace import tracking_uri
+from stages.tracking.store import connect, exists_already, handled_store_errors, one_at_a_time
 
 SERVED_MODEL = Path("stages/tracking/served_model.py")
 # What it imports.
@@ -44,45 +44,46 @@ def log_model(run: Run, prompt: str, register_as: str | None, *, required: bool 
     Raises:
         UserError: the store cannot be used, and is required.
     """
-    with store_errors(required=required):
-        _log_model(run, prompt, register_as)
+    with handled_store_errors(required=required):
+        client = connect()
+        with one_at_a_time():
+            logged = model_of_run(client, run)
+        if logged.status != LoggedModelStatus.READY:
+            _upload(client, run, logged, prompt)
+        if register_as:
+            with one_at_a_time():
+                _register(client, register_as, run, logged.model_id)
 
 
-def _log_model(run: Run, prompt: str, register_as: str | None) -> None:
-    # The registry asks for the logged model at the store of the process, by default one in the working folder.
-    mlflow.set_tracking_uri(tracking_uri())
-    client = MlflowClient(tracking_uri())
-    kept = run.outputs.model_outputs if run.outputs else []
-    model_id = kept[0].model_id if kept else _keep(client, run, prompt)
-    if register_as:
-        _register(client, register_as, run, model_id)
-
-
-def _keep(client: MlflowClient, run: Run, prompt: str) -> str:
-    """Write the model to the run's store and return its id."""
+def _upload(client: MlflowClient, run: Run, logged: LoggedModel, prompt: str) -> None:
+    """Write the model's files to the run's store."""
     run_id = run.info.run_id
-    logged = client.create_logged_model(run.info.experiment_id, MODEL_NAME, run_id)
     with TemporaryDirectory() as folder:
         mlflow.pyfunc.save_model(
             folder,
             mlflow_model=Model(logged.artifact_location, run_id, model_id=logged.model_id, model_uuid=logged.model_id),
             python_model=str(SERVED_MODEL),
             artifacts={"model": str(MODEL_FOLDER), "vocabulary": str(VOCABULARY_FILE)},
-            code_paths=[str(SERVED_MODEL.parents[1])],
+            code_paths=[SERVED_MODEL.parts[0]],
             pip_requirements=[f"{name}=={version(name)}" for name in REQUIREMENTS],
             signature=SIGNATURE,
             input_example=pd.DataFrame({"prompt": [prompt]}),
         )
         client.log_model_artifacts(logged.model_id, folder)
-    client.finalize_logged_model(logged.model_id, "READY")
-    client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, 0)])
-    return logged.model_id
+    with one_at_a_time():
+        client.finalize_logged_model(logged.model_id, LoggedModelStatus.READY)
+        outputs = client.get_run(run_id).outputs
+        if not (outputs and outputs.model_outputs):
+            client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, 0)])
 
 
 def _register(client: MlflowClient, name: str, run: Run, model_id: str) -> None:
-    # Of two processes that register under a new name, one must come second.
-    with one_at_a_time():
-        if not client.search_registered_models(f"name = '{name}'"):
-            client.create_registered_model(name)
-        if not client.search_model_versions(f"name = '{name}' and run_id = '{run.info.run_id}'"):
-            client.create_model_version(name, f"models:/{model_id}", run.info.run_id, model_id=model_id)
+    """Add a model to the registry as the next version of a name, unless it is there."""
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if not exists_already(error):
+            raise
+    versions = client.search_model_versions(f"run_id = '{run.info.run_id}'")
+    if name not in {found.name for found in versions}:
+        client.create_model_version(name, f"models:/{model_id}", run.info.run_id, model_id=model_id)

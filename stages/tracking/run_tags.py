@@ -2,60 +2,60 @@
 
 import json
 import os
-import subprocess
-from collections.abc import Iterable, Mapping
-from pathlib import Path
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mlflow.entities import Param, Run
 
 from stages.artifacts.provenance_json import Provenance
+from stages.tracking.baseline import as_yaml, changed_files, differences, flatten, git, read_baseline
+from stages.tracking.workspace import masked
 
 FINGERPRINT_TAG = "fingerprint"
 EXPERIMENT_TAG = "dvc.experiment"
 COMMIT_TAG = "git.commit"
 CHANGED_TAG = "git.changed_files"
 INPUTS_TAG = "inputs.md5"
-MODEL_NAME = "model"
 
 # A running pipeline changes these itself.
 WRITTEN_BY_DVC = ("dvc.lock", "metrics/")
 
+# The most characters that a database of MLflow's takes.
+LONGEST_NAME = 250
+LONGEST_TAG = 8000
+LONGEST_PARAMETER = 6000
 
-def name_run(provenance: Provenance, parameters: list[Param], before: Run | None) -> str:
-    """Name a run by DVC's experiment and by what differs from the training before: parameters, else data and code."""
+
+def name_run(provenance: Provenance, parameters: Mapping[str, Any]) -> str:
+    """Return a name of DVC's experiment and what differs from its baseline, whatever was trained in between."""
     name = os.environ.get("DVC_EXP_NAME") or f"train-{provenance.fingerprint[:7]}"
-    if before is None:
-        return name
-    old, tags = before.data.params, before.data.tags
-    tracked = [item for item in parameters if not item.key.startswith("runtime.")]
-    inputs = json.loads(tags.get(INPUTS_TAG, "{}"))
-    changed = [f"{item.key}={item.value}" for item in tracked if old.get(item.key) != item.value] or [
-        f"other {Path(path).name}" for path, digest in provenance.dependencies.items() if inputs.get(path) != digest
-    ]
+    baseline = read_baseline()
+    changed = differences(provenance, parameters, baseline) if baseline else []
     more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
-    return " ".join([name, *changed[:3]]) + more
+    return fitted(masked(" ".join([name, *changed[:3]]) + more), LONGEST_NAME)
 
 
 def run_tags(provenance: Provenance) -> dict[str, str]:
     """Return what leads from a run to its inputs, code and experiment."""
-    commit = os.environ.get("DVC_EXP_BASELINE_REV") or _git("rev-parse", "HEAD")
+    commit = os.environ.get("DVC_EXP_BASELINE_REV") or git("rev-parse", "HEAD")
     experiment = os.environ.get("DVC_EXP_NAME", "")
-    changed = [name for name in _git("diff", "--name-only", "HEAD").splitlines() if not name.startswith(WRITTEN_BY_DVC)]
+    # An experiment's commit holds its changes.
+    changed = [] if experiment else changed_files(provenance.dependencies)
     tags = {
         FINGERPRINT_TAG: provenance.fingerprint,
         EXPERIMENT_TAG: experiment,
         COMMIT_TAG: commit,
-        CHANGED_TAG: "" if experiment else ", ".join(changed),  # an experiment's commit holds its changes
+        CHANGED_TAG: _listed([name for name in changed if not name.startswith(WRITTEN_BY_DVC)]),
         "mlflow.source.git.commit": commit,
         "mlflow.source.name": "dvc exp run" if experiment else "dvc repro",
-        INPUTS_TAG: json.dumps(provenance.dependencies),
+        INPUTS_TAG: _json_that_fits(provenance.dependencies),
     }
-    return {name: value for name, value in tags.items() if value}
+    return {name: fitted(value, LONGEST_TAG) for name, value in tags.items() if value}
 
 
-def way_back(run: Run) -> str:
-    """Write the commands that bring a run's code, parameters and model back, as Markdown."""
+def way_back(run: Run, model_id: str | None) -> str:
+    """Return the commands that bring a run's code, parameters and model back, as Markdown."""
     tags = run.data.tags
     commands = []
     if COMMIT_TAG in tags:
@@ -64,35 +64,50 @@ def way_back(run: Run) -> str:
         commands.append(f"dvc exp apply {tags[EXPERIMENT_TAG]}")
     elif CHANGED_TAG not in tags:
         commands.append("dvc repro")
-    commands.append(f"mlflow models serve -m runs:/{run.info.run_id}/{MODEL_NAME} --env-manager local --port 5001")
-    files = tags.get(CHANGED_TAG, "").split(", ")
-    more = f" and {len(files) - 3} more files" if len(files) > 3 else ""
-    changed = f"\nNot in that commit: changes of {', '.join(files[:3])}{more}.\n" if CHANGED_TAG in tags else ""
+    if model_id is not None:
+        commands.append(f"mlflow models serve -m models:/{model_id} --env-manager local --port 5001")
+    changed = f"\nNot in that commit: changes of {_first_of(tags[CHANGED_TAG])}.\n" if CHANGED_TAG in tags else ""
     return "### Back to this run\n\n" + "\n".join(f"    {command}" for command in commands) + "\n" + changed
 
 
 def run_parameters(values: Mapping[str, Any]) -> list[Param]:
-    """Return the values of params.yaml under their dotted names."""
-    return [Param(name, _as_yaml(value)) for name, value in _flatten(values)]
+    """Return the values of params.yaml under their dotted names, as MLflow takes them."""
+    named = {_allowed_name(name): value for name, value in flatten(values).items()}
+    return [Param(name, fitted(masked(as_yaml(value)), LONGEST_PARAMETER)) for name, value in named.items()]
 
 
-def _git(*arguments: str) -> str:
-    """Ask git about the workspace; empty where it is no git repository or git is not installed."""
-    try:
-        answer = subprocess.run(["git", *arguments], capture_output=True, text=True, check=True)  # noqa: S603, S607
-    except (OSError, subprocess.CalledProcessError):
-        return ""
-    return answer.stdout.strip()
+def fitted(text: str, longest: int) -> str:
+    """Return a text that every database takes: not too long, and without the character that PostgreSQL refuses."""
+    text = text.replace("\0", "�")
+    return text if len(text) <= longest else text[: longest - 1] + "…"
 
 
-def _as_yaml(value: Any) -> str:
-    """Write a value as params.yaml has it: null and true, not Python's None and True."""
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+def _allowed_name(name: str) -> str:
+    """Return a name of which MLflow takes every character."""
+    name = re.sub(r"[^\w. :-]", "_", name)[:LONGEST_NAME]
+    return name if name.strip(".") else f"_{name}"
 
 
-def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _flatten(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
+def _listed(names: Sequence[str]) -> str:
+    """Return as many names as a tag takes, and how many there are more."""
+    kept = len(names)
+    while len(", ".join(names[:kept])) > LONGEST_TAG - 30:
+        kept -= 1 + kept // 20
+    more = f" and {len(names) - kept} more" if kept < len(names) else ""
+    return ", ".join(names[:kept]) + more
+
+
+def _first_of(listed: str) -> str:
+    """Return the first three names of such a list."""
+    listed, more = re.fullmatch(r"(.*?)(?: and (\d+) more)?", listed, re.DOTALL).groups(default="0")  # type: ignore[union-attr]
+    names = listed.split(", ")
+    left_out = len(names[3:]) + int(more)
+    return ", ".join(names[:3]) + (f" and {left_out} more files" if left_out else "")
+
+
+def _json_that_fits(values: Mapping[str, str]) -> str:
+    """Return as many values as a tag takes, as JSON."""
+    kept = dict(values)
+    while len(json.dumps(kept)) > LONGEST_TAG:
+        kept.popitem()
+    return json.dumps(kept)

@@ -1,37 +1,105 @@
 """Where the main workspace and the MLflow store are, and which MLflow run each model came out of, without asking MLflow."""
 
+import hashlib
 import os
 import re
+from contextlib import suppress
 from pathlib import Path
+from urllib.parse import urlsplit
 
-# A name for each fingerprint, for people: deleted without loss. What MLflow has yet to get lies beside them, in unsent/.
+from stages.artifacts.atomic import atomic_file
+
+# The name of each model's run, by fingerprint, for people: nothing is lost where it is deleted. Beside them, in unsent/, is
+# what MLflow has yet to get.
 FOLDER = Path(".runs")
+
+# DVC runs an experiment of its queue, or of `dvc exp run --temp`, in a copy under this folder, and deletes the copy.
+_COPIES = Path(".dvc/tmp/exps")
+_SECRET_VARIABLES = ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
+_ADDRESS_VARIABLES = ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")
+_DEFAULT_PORTS = {"http": 80, "https": 443, "postgresql": 5432, "mysql": 3306, "mssql": 1433}
+_THIS_MACHINE = ("localhost", "::1")
 
 
 def project_root() -> Path:
-    """Return the main workspace: DVC's queue works in temporary copies of it, which are deleted with what is in them."""
-    return Path(os.environ.get("DVC_ROOT") or Path.cwd()).resolve()
+    """Return the project's folder in the main workspace, also from within one of DVC's temporary copies of it."""
+    here = Path.cwd()
+    main = Path(os.environ.get("DVC_ROOT", here)).resolve()
+    if not here.is_relative_to(main / _COPIES):
+        return here
+    copy = next(folder for folder in (here, *here.parents) if (folder / ".dvc").is_dir())
+    return main / here.relative_to(copy)
 
 
 def tracking_uri() -> str:
-    """Return the store: MLFLOW_TRACKING_URI, or else an SQLite file in the main workspace."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{project_root() / 'mlflow.db'}"
+    """Return the address of the store: MLFLOW_TRACKING_URI, or else an SQLite file in the main workspace."""
+    return _absolute(os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db")
+
+
+def registry_uri() -> str:
+    """Return the address of the registry of models: MLFLOW_REGISTRY_URI, or else the store's."""
+    address = os.environ.get("MLFLOW_REGISTRY_URI")
+    return _absolute(address) if address else tracking_uri()
+
+
+def _absolute(address: str) -> str:
+    """Return an address whose path is taken from the main workspace where it is relative."""
+    root = project_root()
+    sqlite = re.fullmatch(r"(sqlite(?:\+\w+)?):///(?!/|:memory:|file:)([^?]+)(.*)", address)
+    if sqlite:
+        dialect, path, query = sqlite.groups()
+        folder, name = os.path.split(os.path.normpath(root / path))
+        encoded = folder.replace("%", "%25").replace("?", "%3F")  # SQLAlchemy decodes it
+        if encoded != folder and dialect == "sqlite":
+            dialect = "sqlite+pysqlite"  # under the short name MLflow would create a folder of the encoded name
+        return f"{dialect}:///{encoded}/{name}{query}"
+    if "://" not in address and not address.startswith(("databricks", "uc")):
+        return Path(os.path.normpath(root / address.removeprefix("file:"))).as_uri()
+    return address
+
+
+def store_id() -> str:
+    """Return a hash of the store's place: the same for another user, password or spelling of the same place."""
+    address = tracking_uri()
+    dialect, _, place = address.partition("://")
+    scheme = dialect.partition("+")[0]
+    if scheme != "sqlite":
+        parts = urlsplit("//" + place.rpartition("@")[2])
+        host = "127.0.0.1" if parts.hostname in _THIS_MACHINE else parts.hostname
+        port = re.search(r":(\d+)$", parts.netloc)
+        number = int(port[1]) if port else _DEFAULT_PORTS.get(scheme)
+        place = f"{host}:{number}{parts.path.rstrip('/')}"
+    return hashlib.sha256(f"{scheme}://{place}".encode()).hexdigest()[:16]
 
 
 def remember_run_name(fingerprint: str, name: str) -> None:
     """Keep the name of the newest run that trained the model with this fingerprint."""
-    folder = project_root() / FOLDER
-    folder.mkdir(exist_ok=True)
-    (folder / fingerprint).write_text(name, encoding="utf-8")
+    with suppress(OSError), atomic_file(project_root() / FOLDER / fingerprint) as file:  # it is for people alone
+        file.write(name.encode())
 
 
 def run_name(fingerprint: str) -> str | None:
     """Return the name of the newest run that trained this model here; None where there was none."""
     path = project_root() / FOLDER / fingerprint
-    return path.read_text(encoding="utf-8") if path.exists() else None
+    return path.read_text(encoding="utf-8", errors="replace") or None if path.exists() else None
 
 
 def masked(text: str) -> str:
-    """Hide what is secret in the addresses within a text."""
-    text = re.sub(r"://[^/@\s]+@", "://***@", text)
-    return re.sub(r"(?i)([?&][^=&\s]*(?:password|token|secret|key|sig|credential)[^=&\s]*)=[^&\s]+", r"\1=***", text)
+    """Hide what may be secret in a text: all before the last @ of an address, and every value of a query."""
+    for address in filter(None, (os.environ.get(name) for name in _ADDRESS_VARIABLES)):
+        text = text.replace(_absolute(address), _masked_address(_absolute(address)))
+        text = text.replace(address, _masked_address(address))
+    for secret in filter(None, (os.environ.get(name) for name in _SECRET_VARIABLES)):
+        text = text.replace(secret, "***")
+    # A password may hold anything. So an address ends where the next one begins, or the line.
+    parts = re.split(r"(?<=[\s'\"(<,])(?=[A-Za-z][\w+.-]*://)", text)
+    text = "".join(re.sub(r"://(?!\*\*\*@)[^\n]*@", "://***@", part) for part in parts)
+    return re.sub(r"([?&;#][^=&;#?\s]+)=[^&;#\s]+", r"\1=***", text)
+
+
+def _masked_address(address: str) -> str:
+    """Hide what may be secret in an address, which may hold spaces."""
+    scheme, separator, place = address.partition("://")
+    secret, at, place = place.rpartition("@")
+    place = re.sub(r"([?&;#][^=&;#?]+)=[^&;#]+", r"\1=***", place)
+    return scheme + separator + ("***" if secret else "") + at + place
