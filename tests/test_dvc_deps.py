@@ -85,7 +85,7 @@ def test_only_tracking_and_serving_import_mlflow() -> None:
         for path in (ROOT / "stages").rglob("*.py")
         if "mlflow" in {m.split(".")[0] for m in imported_modules(path)}
     }
-    assert users == {"store.py", "registry.py", "run_tags.py", "served_model.py", "runs.py"}
+    assert users == {"store.py", "registry.py", "run_tags.py", "served_model.py", "runs.py", "run_files.py"}
 
 
 def test_only_training_and_its_entry_import_lightning() -> None:
