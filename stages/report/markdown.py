@@ -26,14 +26,14 @@ def describe_run(metrics: Mapping[str, Any], samples: Sequence[Sample]) -> str:
     if samples:
         lines += ["", "### Samples", "", f"| prompt{GAP} | expected{GAP} | completion{GAP} | |", "|---|---|---|---|"]
         lines += [
-            f"| {_cell(sample.prompt)} | {_cell(sample.expected)} | {_cell(sample.completion)}{' (cut)' if sample.cut else ''} "
+            f"| {cell(sample.prompt)} | {cell(sample.expected)} | {cell(sample.completion)}{' (cut)' if sample.cut else ''} "
             f"| {'✓' if sample.exact_match else '✗'} |"
             for sample in samples[:SAMPLES]
         ]
     return "\n".join(lines)
 
 
-def _cell(text: str) -> str:
+def cell(text: str) -> str:
     """Return a text that stays a text within a Markdown table."""
     text = text if len(text) <= MOST_CHARACTERS else text[: MOST_CHARACTERS - 1] + "…"
     text = "".join(f"&#{ord(character)};" if character in "&<>|`*_[]()#!~$\\" else character for character in text)

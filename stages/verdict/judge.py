@@ -1,0 +1,233 @@
+"""The verdict on two models, or two groups of them: figures, rows whose answer changed, and groups of rows.
+
+Shapes: R rows.
+"""
+
+import re
+from collections import Counter
+from dataclasses import dataclass
+
+import numpy as np
+
+from stages.core.score_table import RATIOS, Float64s, ScoreTable, column
+from stages.core.vocabulary import UNKNOWN
+from stages.errors import UserError
+from stages.verdict.comparison import FEWEST_ROWS, Difference, compare
+
+GROUPS = 4
+"""Groups by length; and the completions that are most frequent."""
+FEWEST_IN_GROUP = 2
+
+
+@dataclass(frozen=True)
+class Runs:
+    """A model, or several that differ in their seed alone."""
+
+    name: str
+    tables: list[ScoreTable]
+    """The scores of each."""
+
+    def share_exact(self) -> Float64s:
+        """Return for each row the share of the runs that completed it right, [R]."""
+        return np.mean([column(table, "exact") for table in self.tables], axis=0)
+
+    def row_loss(self) -> Float64s:
+        """Return the mean summed loss of each row over the runs, [R]."""
+        return np.mean([table.loss_sum for table in self.tables], axis=0)
+
+    def answer(self, row: int) -> str:
+        """Return the completion of a row, by index; of several runs the most frequent one."""
+        answers = Counter(table.completions[row] or "" for table in self.tables)
+        return max(answers, key=lambda answer: (answers[answer], answer))
+
+
+@dataclass(frozen=True)
+class Flip:
+    """A row that one model completed right and the other one wrong."""
+
+    row: int
+    """Its number, from 1."""
+    prompt: str
+    expected: str
+    a: str
+    b: str
+
+
+@dataclass(frozen=True)
+class Group:
+    """Some rows, and one figure of them."""
+
+    name: str
+    rows: int
+    a: float
+    b: float
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What is said of b compared with a."""
+
+    a: str
+    b: str
+    runs: tuple[int, int]
+    """How many each has."""
+    split: str
+    rows: int
+    same_tokens: bool
+    differences: list[Difference]
+    gained: list[Flip]
+    """Rows that only b completes right, the most certain ones first."""
+    lost: list[Flip]
+    """Rows that only a completes right."""
+    group_figure: str
+    """What the groups compare."""
+    groups: dict[str, list[Group]]
+    """By what the rows are grouped -> groups."""
+
+    @property
+    def headline(self) -> str:
+        """Return the verdict in a sentence."""
+        better = [each.name for each in self.differences if each.word == "better"]
+        worse = [each.name for each in self.differences if each.word == "worse"]
+        if better and worse:
+            return f"{self.b} is better than {self.a} in {', '.join(better)}, and worse in {', '.join(worse)}"
+        if better or worse:
+            return f"{self.b} is {'better' if better else 'worse'} than {self.a}"
+        few = f": fewer than {FEWEST_ROWS} rows were scored" if self.rows < FEWEST_ROWS else ""
+        return f"can't tell {self.b} from {self.a}{few}"
+
+
+def judge(a: Runs, b: Runs) -> Verdict:
+    """Compare two models, or two groups of them, on the rows that all were scored on.
+
+    Raises:
+        UserError: they were scored on different rows.
+    """
+    for other in [*a.tables[1:], *b.tables]:
+        check_same_rows(a.name, a.tables[0], b.name, other)
+    first = a.tables[0]
+    same_tokens = all(np.array_equal(first.tokens, other.tokens) for other in [*a.tables, *b.tables])
+    differences = compare(a.tables, b.tables, same_tokens=same_tokens)
+    figure = next(
+        name for name in ("completion_exact_match", "loss", "bits_per_byte") if name in {d.name for d in differences}
+    )
+    return Verdict(
+        a.name,
+        b.name,
+        (len(a.tables), len(b.tables)),
+        first.split,
+        len(first),
+        same_tokens,
+        differences,
+        find_flips(a, b, a_right=False),
+        find_flips(a, b, a_right=True),
+        figure,
+        {
+            "length of the row": group_rows(a, b, figure, *_by_length(first)),
+            "completion": group_rows(a, b, figure, *_by_completion(first)),
+        },
+    )
+
+
+def check_same_rows(a_name: str, a: ScoreTable, b_name: str, b: ScoreTable) -> None:
+    """Refuse a comparison of different rows.
+
+    Raises:
+        UserError: the splits, the numbers of rows or the texts differ.
+    """
+    difference = None
+    if (a.split, len(a)) != (b.split, len(b)):
+        difference = f"{a_name} on {len(a):,} {a.split} rows, {b_name} on {len(b):,} {b.split} rows"
+    else:
+        pairs = zip(zip(a.prompts, a.expected, strict=True), zip(b.prompts, b.expected, strict=True), strict=True)
+        for row, (one, other) in enumerate(pairs, start=1):
+            if not all(map(is_same_text, one, other)):
+                difference = f"{a.split} row {row} is {_short(' → '.join(one))} in {a_name} and {_short(' → '.join(other))} in {b_name}"
+                break
+    if difference:
+        raise UserError(
+            f"{a_name} and {b_name} were not scored on the same rows: {difference}. Compare models whose data and split "
+            "are the same: take data and split of one into params.yaml and type `dvc repro`"
+        )
+
+
+def is_same_text(a: str, b: str) -> bool:
+    """Return whether two vocabularies wrote one text: white space may differ, and <UNK> stands for anything."""
+    a, b = " ".join(a.split()), " ".join(b.split())
+    if a == b:
+        return True
+    if UNKNOWN not in a + b:
+        return False
+    return any(
+        re.fullmatch(".+?".join(map(re.escape, one.split(UNKNOWN))), other, re.DOTALL)
+        for one, other in ((a, b), (b, a))
+    )
+
+
+def find_flips(a: Runs, b: Runs, *, a_right: bool) -> list[Flip]:
+    """Return the rows that more than half of the runs of one side complete right and at most half of the other's.
+
+    The rows whose loss changed most come first.
+    """
+    right_a, right_b = a.share_exact() > 0.5, b.share_exact() > 0.5
+    flipped = np.flatnonzero((right_a & ~right_b) if a_right else (right_b & ~right_a))
+    change = np.abs(b.row_loss() - a.row_loss())
+    table = a.tables[0]
+    return [
+        Flip(int(table.rows[row]), table.prompts[row], table.expected[row], a.answer(row), b.answer(row))
+        for row in flipped[np.argsort(-change[flipped], kind="stable")].tolist()
+    ]
+
+
+def group_rows(a: Runs, b: Runs, figure: str, group_of_row: list[int], names: list[str]) -> list[Group]:
+    """Return one figure of each group of rows.
+
+    Args:
+        a: one side.
+        b: the other.
+        figure: its name in RATIOS.
+        group_of_row: [R] the group of each row, an index of ``names``; -1: none.
+        names: of the groups.
+    """
+    members = np.array(group_of_row)
+    groups = []
+    for index, name in enumerate(names):
+        inside = members == index
+        figure_a, figure_b = (_figure(runs, figure, inside) for runs in (a, b))
+        if figure_a is not None and figure_b is not None:
+            groups.append(Group(name, int(inside.sum()), figure_a, figure_b))
+    return groups
+
+
+def _figure(runs: Runs, name: str, inside: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> float | None:
+    ratio = RATIOS[name]
+    figures = []
+    for table in runs.tables:
+        denominator = column(table, ratio.denominator)[inside].sum()
+        if not denominator:
+            return None
+        figures.append(ratio.scale * column(table, ratio.numerator)[inside].sum() / denominator)
+    return float(np.mean(figures))
+
+
+def _by_length(table: ScoreTable) -> tuple[list[int], list[str]]:
+    """Group rows into quarters by the characters of their texts."""
+    lengths = np.array([len(p) + len(e) for p, e in zip(table.prompts, table.expected, strict=True)])
+    edges = np.unique(np.quantile(lengths, np.arange(1, GROUPS + 1) / GROUPS).astype(np.int64))
+    starts = [int(lengths.min()), *(edges[:-1] + 1).tolist()]
+    names = [f"{start} to {end} characters" for start, end in zip(starts, edges.tolist(), strict=True)]
+    return np.searchsorted(edges, lengths).tolist(), names
+
+
+def _by_completion(table: ScoreTable) -> tuple[list[int], list[str]]:
+    """Group rows by what is expected, where that repeats."""
+    frequent = [
+        text for text, count in Counter(filter(None, table.expected)).most_common(GROUPS) if count >= FEWEST_IN_GROUP
+    ]
+    index_of = {text: index for index, text in enumerate(frequent)}
+    return [index_of.get(text, -1) for text in table.expected], [_short(text) for text in frequent]
+
+
+def _short(text: str, most: int = 40) -> str:
+    text = " ".join(text.split())
+    return f"“{text if len(text) <= most else text[: most - 1] + '…'}”"
