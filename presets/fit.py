@@ -11,7 +11,7 @@ from presets.fitting.report import describe_fit, describe_forecast
 from presets.use import replace_parameters
 from stages.command_line import command_parser, run
 from stages.errors import UserError
-from stages.parameters import PARAMETERS_FILE
+from stages.parameters import PARAMETERS_FILE, read_all
 
 TEMPLATE = Path("presets/toy.yaml")
 LEAST_MINUTES = 0.5
@@ -36,7 +36,8 @@ def main() -> None:
         raise UserError("name your data: python -m presets.fit data/mine.csv --minutes 10")
     if not arguments.minutes >= LEAST_MINUTES:
         raise UserError(f"--minutes {arguments.minutes:g}: allowed: {LEAST_MINUTES} or more; starting up takes as long")
-    fitted = fit(arguments.data, arguments.minutes, arguments.prompt, arguments.completion, TEMPLATE)
+    machine = read_all(PARAMETERS_FILE if PARAMETERS_FILE.exists() else TEMPLATE)["runtime"]
+    fitted = fit(arguments.data, arguments.minutes, arguments.prompt, arguments.completion, TEMPLATE, machine)
     if not arguments.quiet:
         print(describe_fit(fitted))
     if not arguments.dry_run:

@@ -39,6 +39,12 @@ Section = TypeVar("Section", bound=ParamsModel)
 
 FIRST_BATCH_TOKENS = 2048
 """Of a step by which candidates are timed, before the best batch is known."""
+STEP_SECONDS = 1.5
+"""For timing one candidate, and at most this share of the budget:"""
+STEP_SHARE = 0.01
+REHEARSAL_SECONDS = 6.0
+"""For rehearsing the training that was chosen, and at most this share of the budget:"""
+REHEARSAL_SHARE = 0.02
 _MARGIN = 0.9  # of the free memory
 
 
@@ -66,14 +72,24 @@ class Forecasted:
     free_bytes: int
 
 
-def fit(csv: str, minutes: float, prompt: str | None, completion: str | None, template: Path) -> Fitted:
+def fit(
+    csv: str, minutes: float, prompt: str | None, completion: str | None, template: Path, machine: Mapping[str, Any]
+) -> Fitted:
     """Look at the data, measure the machine, decide.
+
+    Args:
+        csv: as data.csv takes it.
+        minutes: for the whole pipeline.
+        prompt: the column, if it is not to be guessed.
+        completion: likewise.
+        template: a complete params.yaml, for what no rule decides.
+        machine: the section runtime to take over.
 
     Raises:
         UserError: the data cannot be read, their columns are a tie, or no candidate fits into memory.
     """
     defaults = read_all(template)
-    runtime = RuntimeParams.model_validate(defaults["runtime"])
+    runtime = RuntimeParams.model_validate(machine)
     runtime.limit_threads()
     began = time.perf_counter()
     sample = read_sample(csv)
@@ -99,16 +115,21 @@ def fit(csv: str, minutes: float, prompt: str | None, completion: str | None, te
         "model.context_length": rules.choose_context(lengths, packing.value, minutes),
     }
     choices |= rules.ARCHITECTURE
+    choices |= {
+        f"runtime.{name}": Choice(value, "as in your params.yaml")
+        for name, value in machine.items()
+        if value != defaults["runtime"][name]
+    }
     dataset = section("dataset", DatasetParams, defaults, choices)
     training, validation, scored = open_splits(prepared, dataset, choices["model.context_length"].value)
     data = DataAtHand(prepared, training, validation, scored, sample.scale, reading_seconds + prepared.seconds)
-    choices |= choose_model_and_training(data, 60 * minutes, defaults, choices, runtime)
-    result = expect(data, defaults, choices, runtime)
+    chosen, result = choose_model_and_training(data, 60 * minutes, defaults, choices, runtime)
+    choices |= chosen
     return Fitted(
         csv,
         choices,
         roles.unused,
-        {name: int(round((rows["split"] == name).sum() * sample.scale)) for name in SPLITS},
+        {name: round((rows["split"] == name).sum() * sample.scale) for name in SPLITS},
         find_classes(rows),
         result,
         free_bytes(runtime),
@@ -164,8 +185,8 @@ def choose_vocabulary(rows: pd.DataFrame, defaults: Mapping[str, Any]) -> tuple[
 
 def choose_model_and_training(
     data: DataAtHand, seconds: float, defaults: Mapping[str, Any], choices: Choices, runtime: RuntimeParams
-) -> Choices:
-    """Time candidates, choose one, and plan its training within the budget."""
+) -> tuple[Choices, Forecast]:
+    """Time candidates, choose one, and plan its training within the budget; forecast it."""
     validates = data.validation is not None
     chosen = dict(choices)
     examples = data.training.examples_per_epoch()
@@ -178,7 +199,7 @@ def choose_model_and_training(
         if needed_bytes(config, first_batch, data.longest) > _MARGIN * free_bytes(runtime):
             break
         parameters = section("train", TrainParams, defaults, chosen | rules.timing_choices(first_batch))
-        step_seconds = time_step(config, data.training, parameters)
+        step_seconds = time_step(config, data.training, parameters, min(STEP_SECONDS, seconds * STEP_SHARE))
         candidates.append(
             rules.Candidate(n_layers, d_model, count_parameters(config), first_batch * mean_tokens / step_seconds)
         )
@@ -201,12 +222,12 @@ def choose_model_and_training(
     }
     chosen |= rules.choose_training(passes, 1, validates=validates)
     config = config_of(defaults, chosen, data.prepared.vocabulary.size)
-    measured = rehearsal_of(data, defaults, chosen, config, runtime)
-    work = workload_of(data, defaults, chosen, config)
-    steps = steps_within(seconds, work, measured)
+    measured = rehearsal_of(data, defaults, chosen, config, runtime, min(REHEARSAL_SECONDS, seconds * REHEARSAL_SHARE))
+    steps = steps_within(seconds, workload_of(data, defaults, chosen, config), measured)
     passes = steps * chosen["train.batch_size"].value / (examples * data.scale)
     chosen |= rules.choose_training(passes, steps, validates=validates)
-    return {name: choice for name, choice in chosen.items() if name not in choices}
+    needed = needed_bytes(config, chosen["train.batch_size"].value, data.longest)
+    return chosen, forecast(workload_of(data, defaults, chosen, config), measured, needed)
 
 
 def expect(data: DataAtHand, values: Mapping[str, Any], choices: Choices, runtime: RuntimeParams) -> Forecast:
@@ -220,7 +241,7 @@ def expect(data: DataAtHand, values: Mapping[str, Any], choices: Choices, runtim
     needed, free = needed_bytes(config, batch_size, data.longest), free_bytes(runtime)
     if needed > free:
         raise UserError(refusal(config, batch_size, data.longest, free))
-    measured = rehearsal_of(data, values, choices, config, runtime)
+    measured = rehearsal_of(data, values, choices, config, runtime, REHEARSAL_SECONDS)
     return forecast(workload_of(data, values, choices, config), measured, needed)
 
 
@@ -296,9 +317,14 @@ def open_splits(
 
 
 def rehearsal_of(
-    data: DataAtHand, values: Mapping[str, Any], choices: Choices, config: TransformerConfig, runtime: RuntimeParams
+    data: DataAtHand,
+    values: Mapping[str, Any],
+    choices: Choices,
+    config: TransformerConfig,
+    runtime: RuntimeParams,
+    seconds: float,
 ) -> Rehearsal:
-    """Rehearse the training of these choices."""
+    """Rehearse the training of these choices for some seconds."""
     evaluate = values["evaluate"] | {
         name.partition(".")[2]: choice.value for name, choice in choices.items() if name.startswith("evaluate.")
     }
@@ -311,6 +337,7 @@ def rehearsal_of(
         runtime,
         evaluate["batch_size"],
         evaluate["max_new_tokens"] or data.prepared.lengths().longest_completion,
+        seconds,
     )
 
 

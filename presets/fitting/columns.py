@@ -6,6 +6,7 @@ Pure functions of a frame whose cells are all text.
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 
@@ -32,6 +33,7 @@ OTHER_NAMES = ("id", "index", "date", "time", "url", "link", "lang", "language",
 FEW_VALUES = 0.05
 """A column with fewer distinct values than this share of its rows is one of labels."""
 _MOST_LABELS = 1000
+_MOST_READINGS = 6
 _LABEL_LENGTH = 60  # characters; a longer cell is a text, however often it repeats
 
 
@@ -59,35 +61,12 @@ def choose_roles(frame: pd.DataFrame, prompt: str | None = None, completion: str
     """
     columns = [str(name) for name in frame.columns]
     split = _choose_split(frame)
-    if prompt is not None:
-        for name in filter(None, (prompt, completion)):
-            if name not in columns:
-                raise UserError(f"no column {name!r}; found: {', '.join(map(repr, columns))}")
-        named = "named on the command line"
-        return _roles(columns, Choice(prompt, named), Choice(completion, named if completion else "plain text"), split)
-    if completion is not None:
-        raise UserError(f"--completion {completion} needs --prompt as well; found: {', '.join(map(repr, columns))}")
-    texts = [name for name in columns if name != split.value and not _is_about_the_row(frame[name], name)]
-    if not texts:
-        texts = [name for name in columns if name != split.value]
-    if len(texts) == 1:
-        only = Choice(texts[0], "the only column of text")
-        return _roles(columns, only, Choice(None, "no second column of text: plain text"), split)
-    prompts, completions = _best_named(texts, PROMPT_NAMES), _best_named(texts, COMPLETION_NAMES)
-    match prompts, completions:
-        case [found], [answer]:
-            return _roles(columns, _by_name(found), _by_name(answer), split)
-        case [], [answer]:
-            return _roles(columns, _rest(texts, answer), _by_name(answer), split)
-        case [found], []:
-            labels = [name for name in texts if name != found and is_label(frame[name])]
-            if len(labels) == 1:
-                return _roles(columns, _by_name(found), _by_content(frame[labels[0]], labels[0]), split)
-        case [], []:
-            labels = [name for name in texts if is_label(frame[name])]
-            if len(labels) == 1 and len(texts) == 2:
-                return _roles(columns, _rest(texts, labels[0]), _by_content(frame[labels[0]], labels[0]), split)
-    raise UserError(_tie(columns, texts, prompts, completions))
+    if prompt is not None or completion is not None:
+        chosen, answers = _named(columns, prompt, completion)
+    else:
+        chosen, answers = _guessed(frame, [name for name in columns if name != split.value])
+    used = {chosen.value, answers.value, split.value}
+    return Roles(chosen, answers, split, tuple(name for name in columns if name not in used))
 
 
 def is_label(column: "pd.Series[str]") -> bool:
@@ -101,6 +80,48 @@ def words_of(name: str) -> list[str]:
     """Return the words of a column's name, in lower case and singular: ``userQuestions_2`` is user, question."""
     words = re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])", name)
     return [word.lower().removesuffix("s") if len(word) > 3 else word.lower() for word in words]
+
+
+def _named(
+    columns: Sequence[str], prompt: str | None, completion: str | None
+) -> tuple[Choice[str], Choice[str | None]]:
+    """Return the columns that the user named."""
+    found = ", ".join(map(repr, columns))
+    for name in filter(None, (prompt, completion)):
+        if columns.count(name) != 1:
+            raise UserError(f"{columns.count(name) or 'no'} column(s) {name!r}; found: {found}")
+    if prompt is None:
+        raise UserError(f"--completion {completion} needs --prompt as well; found: {found}")
+    by_user = "named on the command line"
+    return Choice(prompt, by_user), Choice(
+        completion, by_user if completion else "plain text: --prompt alone was given"
+    )
+
+
+def _guessed(frame: pd.DataFrame, columns: Sequence[str]) -> tuple[Choice[str], Choice[str | None]]:
+    """Return the columns that names, and then content, make the only likely ones."""
+    texts = [name for name in columns if not _is_about_the_row(frame[name], name)] or list(columns)
+    if len(texts) == 1:
+        return Choice(texts[0], "the only column of text"), Choice(None, "no second column of text: plain text")
+    prompts, completions = _best_named(texts, PROMPT_NAMES), _best_named(texts, COMPLETION_NAMES)
+    if not completions:
+        labels = [name for name in texts if name not in prompts and is_label(frame[name])]
+        completions = labels if len(labels) == 1 else []
+    if not prompts and len(completions) == 1:
+        rest = [name for name in texts if name not in completions]
+        prompts = rest if len(rest) == 1 else []
+    if len(prompts) != 1 or len(completions) != 1 or prompts == completions:
+        raise UserError(_tie(columns, texts, prompts, completions))
+    return _because(frame, prompts[0], PROMPT_NAMES), _because(frame, completions[0], COMPLETION_NAMES)
+
+
+def _because(frame: pd.DataFrame, column: str, groups: Sequence[Sequence[str]]) -> Choice[Any]:
+    """Return a column with what it was known by."""
+    if _best_named([column], groups):
+        return Choice(column, "by its name")
+    if groups is COMPLETION_NAMES:
+        return Choice(column, f"by its content: {frame[column].nunique():,} short values that repeat")
+    return Choice(column, "the only other column of text")
 
 
 def _best_named(columns: Sequence[str], groups: Sequence[Sequence[str]]) -> list[str]:
@@ -132,47 +153,24 @@ def _choose_split(frame: pd.DataFrame) -> Choice[str | None]:
     return Choice(None, "no column says train, validation or test")
 
 
-def _roles(
-    columns: Sequence[str], prompt: Choice[str], completion: Choice[str | None], split: Choice[str | None]
-) -> Roles:
-    used = {prompt.value, completion.value, split.value}
-    return Roles(prompt, completion, split, tuple(name for name in columns if name not in used))
-
-
-def _by_name(column: str) -> Choice[str]:
-    return Choice(column, "by its name")
-
-
-def _by_content(cells: "pd.Series[str]", column: str) -> Choice[str]:
-    return Choice(column, f"by its content: {cells.nunique():,} short values that repeat")
-
-
-def _rest(texts: Sequence[str], completion: str) -> Choice[str]:
-    """Return the one column of text beside the completion.
-
-    Raises:
-        UserError: there are several.
-    """
-    rest = [name for name in texts if name != completion]
-    if len(rest) > 1:
-        raise UserError(_tie(texts, texts, rest, [completion]))
-    return Choice(rest[0], f"the only other column of text beside {completion}")
-
-
 def _tie(columns: Sequence[str], texts: Sequence[str], prompts: Sequence[str], completions: Sequence[str]) -> str:
     """Return the error that lists the columns and the readings between which nothing decides."""
-    options = [
-        (prompt, completion) for prompt in prompts for completion in completions or texts if prompt != completion
+    readings: list[tuple[str, str | None]]
+    if prompts and completions:
+        readings = [(prompt, answer) for prompt in prompts for answer in completions if prompt != answer]
+    elif prompts:
+        others = [name for name in texts if name != prompts[0]]
+        readings = [*((prompts[0], other) for other in others), *((other, prompts[0]) for other in others)]
+        readings.append((prompts[0], None))
+    else:
+        readings = [(prompt, answer) for prompt in texts for answer in completions or texts if prompt != answer]
+    lines = [
+        f"--prompt {_quoted(prompt)}" + (f" --completion {_quoted(answer)}" if answer else "  (plain text)")
+        for prompt, answer in readings[:_MOST_READINGS]
     ]
-    if prompts and not completions:
-        options = [(prompts[0], None), *((other, prompts[0]) for other in texts if other != prompts[0]), *options]
-    elif not prompts:
-        options = [(texts[0], texts[1]), (texts[1], texts[0])]
-    lines = [f"--prompt {_quoted(prompt)}" + (f" --completion {_quoted(answer)}" if answer else "   (plain text)")
-             for prompt, answer in dict.fromkeys(options)]  # fmt: skip
-    return (
-        f"the columns are {', '.join(map(repr, columns))}, and nothing tells which is the prompt and which the completion; "
-        "add one of:\n  " + "\n  ".join(lines)
+    found = ", ".join(map(repr, columns))
+    return f"the columns are {found}; which is the prompt and which the completion? Add one of:\n  " + "\n  ".join(
+        lines
     )
 
 

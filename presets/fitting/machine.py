@@ -24,13 +24,11 @@ from stages.core.generation import generate
 from stages.core.loss import summed_loss
 from stages.core.transformer import Transformer, TransformerConfig
 from stages.errors import UserError
-from stages.training.data_module import TrainingBatches, plan_training
+from stages.training.data_module import TrainingBatches
 from stages.training.optimization import TrainParams, build_optimizer
+from stages.training.plan import plan_training
 from stages.training.runtime import RuntimeParams, keep_freed_memory
 
-STEP_SECONDS = 1.5
-"""For one candidate; a step that takes longer is measured once."""
-REHEARSAL_SECONDS = 6.0
 START_BYTES = 700_000_000
 """Of a training process before its first step: the libraries."""
 ACTIVATION_FACTOR = 1.15
@@ -99,24 +97,24 @@ def needed_bytes(config: TransformerConfig, batch_size: int, tokens: int) -> int
     return START_BYTES + state_bytes(config) + round(ACTIVATION_FACTOR * activation_bytes(config, batch_size, tokens))
 
 
-def time_step(config: TransformerConfig, training: Examples, parameters: TrainParams) -> float:
-    """Return the seconds of a training step: the median of as many as fit into a second or two."""
+def time_step(config: TransformerConfig, training: Examples, parameters: TrainParams, seconds: float) -> float:
+    """Return the time of a training step: the median of as many as fit into some seconds."""
     keep_freed_memory()
     torch.manual_seed(parameters.seed)
     network = Transformer(config)
     optimizer = build_optimizer(network, parameters)
     batches = TrainingBatches(training, plan_training(training.examples_per_epoch(), parameters, None, 1), 0)
-    seconds: list[float] = []
-    while sum(seconds) < STEP_SECONDS and len(seconds) < len(batches):
+    times: list[float] = []
+    while sum(times) < seconds and len(times) < len(batches):
         began = time.perf_counter()
-        batch = batches[len(seconds)]
+        batch = batches[len(times)]
         loss = summed_loss(network.hidden_states(batch.input_ids), network.output, batch.targets)
         (loss / batch.scored_in_step).backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        seconds.append(time.perf_counter() - began)
-    return statistics.median(seconds[1:] or seconds)
+        times.append(time.perf_counter() - began)
+    return statistics.median(times[1:] or times)
 
 
 def rehearse(
@@ -128,6 +126,7 @@ def rehearse(
     runtime: RuntimeParams,
     score_batch_size: int,
     max_new_tokens: int,
+    seconds: float,
 ) -> Rehearsal:
     """Do some steps of this training, and score and complete some rows, in a process of its own.
 
@@ -136,7 +135,7 @@ def rehearse(
     """
     processes = multiprocessing.get_context("spawn")
     ours, theirs = processes.Pipe()
-    arguments = (config, training, validation, scored, parameters, runtime, score_batch_size, max_new_tokens)
+    arguments = (config, training, validation, scored, parameters, runtime, score_batch_size, max_new_tokens, seconds)
     process = processes.Process(target=_rehearse, args=(theirs, *arguments), daemon=True)
     process.start()
     theirs.close()
@@ -167,6 +166,7 @@ def _measure(
     runtime: RuntimeParams,
     score_batch_size: int,
     max_new_tokens: int,
+    seconds: float,
 ) -> Rehearsal:
     began = time.perf_counter()
     import stages.train  # noqa: F401, PLC0415 - all that a training imports, for its time and memory
@@ -187,7 +187,7 @@ def _measure(
     fit(network, training, None, first, runtime, log, quiet=True)
     started = times[0]
     estimate = statistics.median(np.diff(times))
-    steps = max(_FEWEST_STEPS, min(_MOST_STEPS, int(REHEARSAL_SECONDS / estimate)))
+    steps = max(_FEWEST_STEPS, min(_MOST_STEPS, int(seconds / estimate)))
     times.clear()
     fit(network, training, None, first.model_copy(update={"max_steps": steps}), runtime, log, quiet=True)
     peak_bytes = _peak_bytes()
@@ -196,21 +196,23 @@ def _measure(
         import_seconds=imported - began,
         start_seconds=started - imported,
         step_seconds=step_seconds,
-        validation_seconds=_seconds_to_score(network, validation, parameters.batch_size) if validation else 0.0,
-        score_seconds=_seconds_to_score(network, scored, score_batch_size),
-        generation_seconds=_seconds_to_complete(network, scored, score_batch_size, max_new_tokens),
+        validation_seconds=_seconds_to_score(network, validation, parameters.batch_size, seconds)
+        if validation
+        else 0.0,
+        score_seconds=_seconds_to_score(network, scored, score_batch_size, seconds),
+        generation_seconds=_seconds_to_complete(network, scored, score_batch_size, max_new_tokens, seconds),
         start_bytes=start_bytes,
         peak_bytes=peak_bytes,
     )
 
 
 @torch.inference_mode()
-def _seconds_to_score(network: Transformer, examples: Examples, batch_size: int) -> float:
+def _seconds_to_score(network: Transformer, examples: Examples, batch_size: int, seconds: float) -> float:
     """Return the seconds to score all windows, from as many batches as a few seconds allow."""
     windows = examples.windows()
     starts = range(0, len(windows), batch_size)
     network.eval()
-    return _extrapolate(_score_batches(network, examples, starts, batch_size), len(starts))
+    return _extrapolate(_score_batches(network, examples, starts, batch_size), len(starts), seconds)
 
 
 def _score_batches(network: Transformer, examples: Examples, starts: Sequence[int], batch_size: int) -> Iterator[None]:
@@ -226,7 +228,9 @@ def _score_batches(network: Transformer, examples: Examples, starts: Sequence[in
 
 
 @torch.inference_mode()
-def _seconds_to_complete(network: Transformer, examples: Examples, batch_size: int, max_new_tokens: int) -> float:
+def _seconds_to_complete(
+    network: Transformer, examples: Examples, batch_size: int, max_new_tokens: int, seconds: float
+) -> float:
     """Return the seconds to complete all prompts: each batch until the longest completion of the data in it ends."""
     rows = examples.rows_with_completion()
     if not len(rows):
@@ -241,7 +245,7 @@ def _seconds_to_complete(network: Transformer, examples: Examples, batch_size: i
             generate(network, [prompt for prompt, _ in batch], -1, longest)  # -1: no token ends a completion
             yield
 
-    return _extrapolate(complete(), len(starts))
+    return _extrapolate(complete(), len(starts), seconds)
 
 
 def _spread(starts: Sequence[int]) -> list[int]:
@@ -249,11 +253,11 @@ def _spread(starts: Sequence[int]) -> list[int]:
     return sorted(starts, key=lambda start: (start * 0.6180339887) % 1.0)
 
 
-def _extrapolate(batches: Iterator[None], count: int) -> float:
+def _extrapolate(batches: Iterator[None], count: int, seconds: float) -> float:
     began, done = time.perf_counter(), 0
     for _ in batches:
         done += 1
-        if time.perf_counter() - began > STEP_SECONDS:
+        if time.perf_counter() - began > seconds / 3:
             break
     return (time.perf_counter() - began) / max(1, done) * count
 

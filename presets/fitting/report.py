@@ -20,14 +20,8 @@ def describe_fit(fitted: Fitted) -> str:
         ("columns", f"prompt: {value['data.prompt_column']} ({reason['data.prompt_column']}), {answers}{unused}"),
     ]
     if fitted.classes:
-        classes = fitted.classes
-        lines.append(
-            (
-                "classes",
-                f"{classes.distinct} different completions; always saying {classes.majority!r} is right in "
-                f"{classes.share:.1%}: the baseline to beat",
-            )
-        )
+        beat = f"always saying {fitted.classes.majority!r} is right in {fitted.classes.share:.1%}: the baseline to beat"
+        lines.append(("classes", f"{fitted.classes.distinct} different completions; {beat}"))
     lines += [
         ("tokens", f"{value['vocabulary.tokenizer']}{size}: {reason['vocabulary.tokenizer']}"),
         ("context", f"{value['model.context_length']} tokens: {reason['model.context_length']}"),

@@ -191,7 +191,7 @@ def predicted_loss(parameters: float, tokens: float, unique_tokens: float) -> fl
     fresh = min(tokens, unique_tokens)
     worth = _with_repeats(useful, parameters, _PARAMETER_HALF_LIFE)
     read = _with_repeats(fresh, tokens, _DATA_HALF_LIFE)
-    return _PARAMETER_FACTOR / worth**_DATA_EXPONENT + _DATA_FACTOR / read**_DATA_EXPONENT
+    return float(_PARAMETER_FACTOR / worth**_DATA_EXPONENT + _DATA_FACTOR / read**_DATA_EXPONENT)
 
 
 def choose_batch(tokens: float, tokens_per_example: float, examples: int) -> Choice[int]:
