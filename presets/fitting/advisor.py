@@ -1,6 +1,5 @@
 """From data and a budget to a whole params.yaml and its forecast; and the forecast of one that stands already."""
 
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,20 +11,22 @@ import pandas as pd
 from presets.fitting import rules, texts
 from presets.fitting.choice import Choice
 from presets.fitting.columns import choose_roles, is_label
-from presets.fitting.data import Prepared, Sample, prepare, read_sample, take_roles
+from presets.fitting.data import Prepared, hold_out, prepare, read_sample
 from presets.fitting.forecast import Forecast, Workload, forecast, in_bytes, steps_within
 from presets.fitting.machine import (
     Rehearsal,
     count_parameters,
     free_bytes,
     needed_bytes,
+    peak_bytes,
     rehearse,
     time_step,
 )
-from stages.artifacts.prompts_csv import DataParams
+from presets.fitting.peek import choose_delimiter, peek
+from stages.artifacts.prompts_table import DataParams
 from stages.core.examples import Examples
 from stages.core.params_model import ParamsModel
-from stages.core.split import SPLITS, SplitParams
+from stages.core.split import SPLITS, Split, SplitParams
 from stages.core.transformer import ModelParams, TransformerConfig
 from stages.core.vocabulary import VocabularyParams
 from stages.core.windows import DatasetParams
@@ -55,7 +56,7 @@ class Fitted:
     csv: str
     choices: Choices
     unused: tuple[str, ...]
-    rows: dict[str, int]
+    rows: Mapping[Split, int]
     classes: rules.Classes | None
     forecast: Forecast
     free_bytes: int
@@ -91,21 +92,28 @@ def fit(
     defaults = read_all(template)
     runtime = RuntimeParams.model_validate(machine)
     runtime.limit_threads()
-    began = time.perf_counter()
-    sample = read_sample(csv)
-    roles = choose_roles(sample.frame, prompt, completion)
+    delimiter = choose_delimiter(csv)
+    roles = choose_roles(peek(csv, delimiter.value), prompt, completion)
     plain = roles.completion.value is None
     choices: Choices = {
-        "data.csv": Choice(csv, f"{len(sample.frame) * sample.scale:,.0f} rows"),
+        "data.csv": Choice(csv, "as you named it"),
         "data.prompt_column": roles.prompt,
         "data.completion_column": roles.completion,
+        "data.delimiter": delimiter,
         "split.column": roles.split,
+        "split.validation": Choice(0.0, ""),
+        "split.test": Choice(0.0, ""),
     }
-    choices |= choose_splits(sample, roles.split.value)
-    split = section("split", SplitParams, defaults, choices)
-    rows = take_roles(sample, roles.prompt.value, roles.completion.value, split)
-    reading_seconds = time.perf_counter() - began
-    vocabulary_choices, prepared = choose_vocabulary(rows, defaults)
+    sample = read_sample(
+        section("data", DataParams, defaults, choices), section("split", SplitParams, defaults, choices)
+    )
+    choices |= {
+        f"split.{name}": rules.choose_held_out(sum(sample.counts.values()), comes_split=sample.counts[name] > 0)
+        for name in ("validation", "test")
+    }
+    if roles.split.value is None:
+        sample = hold_out(sample, section("split", SplitParams, defaults, choices))
+    vocabulary_choices, prepared = choose_vocabulary(sample.rows, defaults)
     lengths = prepared.lengths()
     packing = rules.choose_packing(lengths, plain=plain)
     choices |= vocabulary_choices
@@ -122,15 +130,17 @@ def fit(
     }
     dataset = section("dataset", DatasetParams, defaults, choices)
     training, validation, scored = open_splits(prepared, dataset, choices["model.context_length"].value)
-    data = DataAtHand(prepared, training, validation, scored, sample.scale, reading_seconds + prepared.seconds)
+    data = DataAtHand(
+        prepared, training, validation, scored, sample.scale, 2 * sample.seconds / sample.scale + prepared.seconds
+    )
     chosen, result = choose_model_and_training(data, 60 * minutes, defaults, choices, runtime)
     choices |= chosen
     return Fitted(
         csv,
         choices,
         roles.unused,
-        {name: round((rows["split"] == name).sum() * sample.scale) for name in SPLITS},
-        find_classes(rows),
+        sample.counts,
+        find_classes(sample.rows),
         result,
         free_bytes(runtime),
     )
@@ -160,13 +170,6 @@ class DataAtHand:
         return self.prepared.tokens("train") * self.scale
 
 
-def choose_splits(sample: Sample, column: str | None) -> Choices:
-    """Return which rows are held out."""
-    rows = round(len(sample.frame) * sample.scale)
-    come = sample.comes_with if column is None else set(SPLITS)
-    return {f"split.{name}": rules.choose_held_out(rows, comes_split=name in come) for name in ("validation", "test")}
-
-
 def choose_vocabulary(rows: pd.DataFrame, defaults: Mapping[str, Any]) -> tuple[Choices, Prepared]:
     """Return the vocabulary's parameters, and the rows encoded with it."""
     training = rows[rows["split"] == "train"]
@@ -175,10 +178,10 @@ def choose_vocabulary(rows: pd.DataFrame, defaults: Mapping[str, Any]) -> tuple[
     tokenizer = texts.choose_tokenizer(figures)
     choices: Choices = {"vocabulary.tokenizer": tokenizer}
     if tokenizer.value == "bpe":
-        choices["vocabulary.size"] = texts.choose_pairs(texts.interleaved(training))
+        choices["vocabulary.size"] = texts.choose_pairs(training)
     choices["vocabulary.unknown_token"] = Choice(tokenizer.value != "bpe", "")
     prepared = prepare(rows, section("vocabulary", VocabularyParams, defaults, choices))
-    unknown = texts.choose_unknown(tokenizer.value, prepared.vocabulary, texts.interleaved(held_out))
+    unknown = texts.choose_unknown(tokenizer.value, prepared.vocabulary, held_out)
     choices["vocabulary.unknown_token"] = unknown
     return choices, prepared
 
@@ -226,8 +229,8 @@ def choose_model_and_training(
     steps = steps_within(seconds, workload_of(data, defaults, chosen, config), measured)
     passes = steps * chosen["train.batch_size"].value / (examples * data.scale)
     chosen |= rules.choose_training(passes, steps, validates=validates)
-    needed = needed_bytes(config, chosen["train.batch_size"].value, data.longest)
-    return chosen, forecast(workload_of(data, defaults, chosen, config), measured, needed)
+    peak = peak_bytes(config, chosen["train.batch_size"].value, data.longest, measured)
+    return chosen, forecast(workload_of(data, defaults, chosen, config), measured, peak)
 
 
 def expect(data: DataAtHand, values: Mapping[str, Any], choices: Choices, runtime: RuntimeParams) -> Forecast:
@@ -242,7 +245,8 @@ def expect(data: DataAtHand, values: Mapping[str, Any], choices: Choices, runtim
     if needed > free:
         raise UserError(refusal(config, batch_size, data.longest, free))
     measured = rehearsal_of(data, values, choices, config, runtime, REHEARSAL_SECONDS)
-    return forecast(workload_of(data, values, choices, config), measured, needed)
+    peak = peak_bytes(config, batch_size, data.longest, measured)
+    return forecast(workload_of(data, values, choices, config), measured, peak)
 
 
 def forecast_of(parameters: Path) -> Forecasted:
@@ -259,15 +263,13 @@ def forecast_of(parameters: Path) -> Forecasted:
     train = read_section("train", TrainParams, parameters)
     runtime = read_section("runtime", RuntimeParams, parameters)
     runtime.limit_threads()
-    began = time.perf_counter()
-    sample = read_sample(data_parameters.csv)
-    rows = take_roles(sample, data_parameters.prompt_column, data_parameters.completion_column, split)
-    prepared = prepare(rows, vocabulary)
+    sample = read_sample(data_parameters, split)
+    prepared = prepare(sample.rows, vocabulary)
     data = DataAtHand(
         prepared,
         *open_splits(prepared, dataset, model.context_length),
         scale=sample.scale,
-        seconds=time.perf_counter() - began,
+        seconds=2 * sample.seconds / sample.scale + prepared.seconds,
     )
     values = read_all(parameters)
     result = expect(data, values, {}, runtime)

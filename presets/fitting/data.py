@@ -2,39 +2,35 @@
 
 import time
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from presets.fitting.texts import Lengths, interleaved, measure_lengths
+from presets.fitting.texts import Lengths, measure_lengths
+from stages.artifacts.prompts_table import DataParams, read_prompts
 from stages.core.examples import Examples
+from stages.core.frames import drawn_splits
 from stages.core.rows import EncodedRows, encode_rows
-from stages.core.split import SPLITS, Split, SplitParams, splits_of
+from stages.core.split import SPLITS, Split, SplitParams
 from stages.core.vocabulary import Vocabulary, VocabularyParams, build_vocabulary
 from stages.core.windows import DatasetParams, RowSpans
 from stages.errors import UserError
 
 SAMPLE_BYTES = 1 << 25
-"""Read of each file; what there is more is counted by its size."""
+"""Of text, kept of each split; what there is more is only counted."""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """The first rows of every file, with all their columns as text."""
+    """Rows as prompt, completion (empty where there is none) and split; the first ones of each split, or all."""
 
-    frame: pd.DataFrame
-    file_splits: "pd.Series[str]"
-    """The split that a row's file says; empty where the data are one file."""
-    bytes: int
-    """Of all files."""
+    rows: pd.DataFrame
+    counts: dict[Split, int]
+    """Of all rows of each split."""
     scale: float
-    """How many times as much there is as was read."""
-
-    @property
-    def comes_with(self) -> set[str]:
-        """Return the splits that files of their own hold."""
-        return set(self.file_splits) - {""}
+    """How many times as many rows there are as were kept."""
+    seconds: float
+    """For reading all of them once."""
 
 
 @dataclass(frozen=True)
@@ -71,55 +67,55 @@ class Prepared:
         return Examples(rows.token_ids, spans, parameters, context_length, self.vocabulary.eos_id)
 
 
-def take_roles(sample: Sample, prompt: str, completion: str | None, split: SplitParams) -> pd.DataFrame:
-    """Return the sample's rows as prompt, completion (empty where there is none) and split.
+def read_sample(data: DataParams, split: SplitParams) -> Sample:
+    """Read every row, and keep those that are enough to measure.
 
     Raises:
-        UserError: no row is left to train on.
+        UserError: a row or file is at fault, as for the stages.
     """
-    cells = sample.frame
-    rows = pd.DataFrame({"prompt": cells[prompt], "completion": cells[completion] if completion else ""})
-    if split.column is not None:
-        return rows.assign(split=cells[split.column])
-    remaining = split.model_copy(update={name: 0.0 for name in ("validation", "test") if name in sample.comes_with})
-    keys = rows["prompt"].where(rows["prompt"] != "", rows["completion"])
-    drawn = pd.Series(splits_of(keys.tolist(), remaining), index=rows.index, dtype="str")
-    held_out = sample.file_splits.isin(["validation", "test"])
-    rows = rows.assign(split=sample.file_splits.where(held_out, drawn))
-    if not (rows["split"] == "train").any():
-        raise UserError(f"no row is left to train on, of {len(rows):,}; add rows")
-    return rows
+    began = time.perf_counter()
+    counts = dict.fromkeys(SPLITS, 0)
+    kept_bytes = dict.fromkeys(SPLITS, 0)
+    kept = []
+    for table in read_prompts(data, split):
+        frame = table.select(["prompt", "completion", "split"]).to_pandas()
+        for name in SPLITS:
+            rows = frame[frame["split"] == name]
+            counts[name] += len(rows)
+            if len(rows) and kept_bytes[name] < SAMPLE_BYTES:
+                kept.append(rows)
+                kept_bytes[name] += int(rows["prompt"].str.len().sum() + rows["completion"].str.len().sum())
+    rows = pd.concat(kept, ignore_index=True).astype("str")
+    return Sample(rows, counts, sum(counts.values()) / len(rows), time.perf_counter() - began)
 
 
-def prepare(rows: pd.DataFrame, parameters: VocabularyParams, vocabulary: Vocabulary | None = None) -> Prepared:
-    """Build the vocabulary of the training rows, unless one is given, and encode all rows.
+def hold_out(sample: Sample, split: SplitParams) -> Sample:
+    """Return the sample with training rows drawn for validation and test, as ``read_prompts`` draws them.
+
+    Raises:
+        UserError: none is left to train on.
+    """
+    training = sample.rows["split"] == "train"
+    codes = drawn_splits(sample.rows[training], split)
+    splits = sample.rows["split"].copy()
+    splits[training] = np.array(SPLITS)[codes]
+    counts = dict(sample.counts)
+    for code, name in enumerate(SPLITS):
+        drawn = round(float((codes == code).mean()) * sample.counts["train"])
+        counts[name] = drawn if name == "train" else counts[name] + drawn
+    if not (splits == "train").any():
+        raise UserError(f"no row is left to train on, of {len(splits):,}; add rows")
+    return Sample(sample.rows.assign(split=splits), counts, sample.scale, sample.seconds)
+
+
+def prepare(rows: pd.DataFrame, parameters: VocabularyParams) -> Prepared:
+    """Build the vocabulary of the training rows and encode all rows.
 
     Raises:
         UserError: a row has a word that the vocabulary cannot encode.
     """
     began = time.perf_counter()
-    texts = {name: interleaved(rows[rows["split"] == name]) for name in SPLITS}
-    vocabulary = vocabulary or build_vocabulary(parameters, [texts["train"]])
-    encoded = {name: encode_rows(vocabulary, texts[name]) for name in SPLITS}
+    parts = {name: rows[rows["split"] == name] for name in SPLITS}
+    vocabulary = build_vocabulary(parameters, [parts["train"]])
+    encoded = {name: encode_rows(vocabulary, part) for name, part in parts.items()}
     return Prepared(vocabulary, encoded, time.perf_counter() - began)
-
-
-def read_sample(csv: str) -> Sample:
-    """Read the first rows of a file, or of every file of a folder.
-
-    Raises:
-        UserError: there is nothing to read.
-    """
-    path = Path(csv)
-    if not path.exists():
-        raise UserError(f"{path}: not found; name a file or folder of prompts")
-    files = sorted(path.glob("*.csv")) if path.is_dir() else [path]
-    frames, splits, read = [], [], 0
-    for file in files:
-        frame = pd.read_csv(file, dtype=str, keep_default_na=False)
-        frames.append(frame)
-        split = next((name for name in SPLITS if path.is_dir() and file.stem.endswith(name)), "")
-        splits += [split] * len(frame)
-        read += file.stat().st_size
-    frame = pd.concat(frames, ignore_index=True)
-    return Sample(frame, pd.Series(splits, dtype="str"), read, 1.0)

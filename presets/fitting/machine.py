@@ -97,6 +97,12 @@ def needed_bytes(config: TransformerConfig, batch_size: int, tokens: int) -> int
     return START_BYTES + state_bytes(config) + round(ACTIVATION_FACTOR * activation_bytes(config, batch_size, tokens))
 
 
+def peak_bytes(config: TransformerConfig, batch_size: int, tokens: int, measured: Rehearsal) -> int:
+    """Return the memory at the peak: what was measured, or more where longer batches than the rehearsed ones will come."""
+    longest = needed_bytes(config, batch_size, tokens) - START_BYTES + measured.start_bytes
+    return max(measured.peak_bytes, longest)
+
+
 def time_step(config: TransformerConfig, training: Examples, parameters: TrainParams, seconds: float) -> float:
     """Return the time of a training step: the median of as many as fit into some seconds."""
     keep_freed_memory()

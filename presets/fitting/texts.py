@@ -6,7 +6,7 @@ Pure functions of a frame with the columns ``prompt`` and ``completion``, a row 
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +15,7 @@ import pandas as pd
 from tokenizers import Tokenizer
 
 from presets.fitting.choice import Choice
-from stages.core.rows import EncodedRows
+from stages.core.rows import EncodedRows, encode_rows
 from stages.core.vocabulary import EOS, TokenizerName, Vocabulary, VocabularyParams, build_vocabulary, split_words
 
 MOST_WORDS = 2000
@@ -97,32 +97,33 @@ def choose_tokenizer(figures: TextFigures) -> Choice[TokenizerName]:
     return Choice("bpe", f"{figures.distinct_words:,} words, an open set: {seen}")
 
 
-def choose_unknown(tokenizer: TokenizerName, vocabulary: Vocabulary, held_out: Sequence[str]) -> Choice[bool]:
+def choose_unknown(tokenizer: TokenizerName, vocabulary: Vocabulary, held_out: pd.DataFrame) -> Choice[bool]:
     """Return whether the vocabulary needs <UNK>: where held-out rows have what training rows lack."""
     if tokenizer == "bpe":
         return Choice(False, "byte pairs know every text")
-    _, lengths = vocabulary.encode_batch(held_out)
-    token_ids, _ = vocabulary.encode_batch(held_out)
+    token_ids = encode_rows(vocabulary, held_out).token_ids
     unknown = int((token_ids == vocabulary.unknown_id).sum())
     if unknown:
-        return Choice(True, f"{unknown:,} of {int(lengths.sum()):,} held-out {tokenizer}s are in no training row")
+        return Choice(True, f"{unknown:,} of {len(token_ids):,} held-out {tokenizer}s are in no training row")
     return Choice(False, f"every {tokenizer} of the held-out rows is in the training rows")
 
 
-def choose_pairs(texts: Sequence[str]) -> Choice[int]:
+def choose_pairs(training: pd.DataFrame) -> Choice[int]:
     """Return how many byte pair tokens: the most of which half occur often enough to be learnt."""
-    largest = build_vocabulary(VocabularyParams(tokenizer="bpe", size=PAIR_SIZES[-1], unknown_token=False), [texts])
-    chosen = Choice(PAIR_SIZES[0], f"the smallest: {sum(map(len, texts)):,} characters are little text")
+    largest = build_vocabulary(VocabularyParams(tokenizer="bpe", size=PAIR_SIZES[-1], unknown_token=False), [training])
+    characters = int(training["prompt"].str.len().sum() + training["completion"].str.len().sum())
+    chosen = Choice(PAIR_SIZES[0], f"the smallest: {characters:,} characters are little text")
     for size in PAIR_SIZES:
         if size > largest.size:
             break
-        token_ids, _ = shortened(largest, size).encode_batch(texts)
+        token_ids = encode_rows(shortened(largest, size), training).token_ids
         counts = np.bincount(token_ids, minlength=size)[_BYTES : size - 1]
         median = int(np.median(counts))
         if median < ENOUGH_SEEN:
             break
-        characters = sum(map(len, texts)) / len(token_ids)
-        chosen = Choice(size, f"half of them occur at least {median:,} times; {characters:.1f} characters a token")
+        chosen = Choice(
+            size, f"half of them occur at least {median:,} times; {characters / len(token_ids):.1f} characters a token"
+        )
     return chosen
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from presets.addition import write_addition
 from presets.fit import main
-from stages.artifacts.prompts_csv import DataParams
+from stages.artifacts.prompts_table import DataParams
 from stages.core.params_model import ParamsModel
 from stages.core.split import SplitParams
 from stages.core.transformer import ModelParams

@@ -11,7 +11,6 @@ from presets.fitting.texts import (
     choose_pairs,
     choose_tokenizer,
     choose_unknown,
-    interleaved,
     measure_lengths,
     shortened,
     text_figures,
@@ -26,6 +25,10 @@ LETTERS = "abcdefghijklmnopqrstuvwxyz"
 def halves(pairs: list[tuple[str, str]]) -> tuple[pd.DataFrame, pd.DataFrame]:
     rows = pd.DataFrame(pairs, columns=["prompt", "completion"])
     return rows[: len(rows) * 4 // 5], rows[len(rows) * 4 // 5 :]
+
+
+def rows(*texts: str) -> pd.DataFrame:
+    return pd.DataFrame({"prompt": texts, "completion": ""})
 
 
 def word() -> str:
@@ -71,16 +74,16 @@ def test_what_a_token_is(pairs: list[tuple[str, str]], tokenizer: str) -> None:
 
 
 def test_unknown_token_where_held_out_rows_need_it() -> None:
-    vocabulary = build_vocabulary(VocabularyParams(tokenizer="word", size=8000, unknown_token=True), [["a b c"]])
-    assert choose_unknown("word", vocabulary, ["a c"]).value is False
-    assert choose_unknown("word", vocabulary, ["a d", "e"]).value is True
-    assert choose_unknown("word", vocabulary, ["a d", "e"]).reason.startswith("2 of 5 held-out words")
+    vocabulary = build_vocabulary(VocabularyParams(tokenizer="word", size=8000, unknown_token=True), [rows("a b c")])
+    assert choose_unknown("word", vocabulary, rows("a c")).value is False
+    assert choose_unknown("word", vocabulary, rows("a d", "e")).value is True
+    assert choose_unknown("word", vocabulary, rows("a d", "e")).reason.startswith("2 of 5 held-out words")
 
 
 def test_more_text_gives_more_byte_pairs() -> None:
     known = [word() for _ in range(800)]
     texts = [" ".join(RANDOM.choices(known, k=12)) for _ in range(6000)]
-    few, many = choose_pairs(texts[:300]), choose_pairs(texts)
+    few, many = choose_pairs(rows(*texts[:300])), choose_pairs(rows(*texts))
     assert few.value < many.value
     assert "characters a token" in many.reason
 
@@ -88,20 +91,18 @@ def test_more_text_gives_more_byte_pairs() -> None:
 def test_a_shortened_vocabulary_is_what_a_shorter_training_gives() -> None:
     texts = [" ".join(word() for _ in range(20)) for _ in range(100)]
     long, short = (
-        build_vocabulary(VocabularyParams(tokenizer="bpe", size=size, unknown_token=False), [texts])
+        build_vocabulary(VocabularyParams(tokenizer="bpe", size=size, unknown_token=False), [rows(*texts)])
         for size in (700, 400)
     )
     cut = shortened(long, 400)
     assert cut.token_to_id == short.token_to_id
     assert cut.token_to_id[EOS] == 399
-    assert np.array_equal(cut.encode_batch(texts)[0], short.encode_batch(texts)[0])
+    assert np.array_equal(encode_rows(cut, rows(*texts)).token_ids, encode_rows(short, rows(*texts)).token_ids)
 
 
 def test_lengths() -> None:
-    rows = pd.DataFrame({"prompt": ["a b", "a", ""], "completion": ["a", "", "b b b"]})
-    vocabulary = build_vocabulary(
-        VocabularyParams(tokenizer="word", size=8000, unknown_token=False), [interleaved(rows)]
-    )
-    lengths = measure_lengths(encode_rows(vocabulary, interleaved(rows)))
+    frame = pd.DataFrame({"prompt": ["a b", "a", ""], "completion": ["a", "", "b b b"]})
+    vocabulary = build_vocabulary(VocabularyParams(tokenizer="word", size=8000, unknown_token=False), [frame])
+    lengths = measure_lengths(encode_rows(vocabulary, frame))
     assert (lengths.rows, lengths.tokens, lengths.median, lengths.longest) == (3, 5 + 2 + 5, 5, 5)
     assert (lengths.longest_completion, lengths.completion_tokens) == (4, 2 + 4)
