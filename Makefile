@@ -5,10 +5,15 @@ override PYTHON := $(or $(value PYTHON),python3)
 override PORT := $(or $(value PORT),5000)
 override PRESET := $(value PRESET)
 override TEXT := $(value TEXT)
+override CSV := $(value CSV)
+override MINUTES := $(value MINUTES)
+# Shells have a variable PROMPT of their own: only what is typed after `make` counts.
+override PROMPT := $(if $(filter command,$(origin PROMPT)),$(value PROMPT))
+override COMPLETION := $(if $(filter command,$(origin COMPLETION)),$(value COMPLETION))
 override NANOGPT := $(value NANOGPT)
 override THREADS := $(value THREADS)
 override UPGRADE := $(value UPGRADE)
-export VENV PYTHON PORT PRESET TEXT NANOGPT THREADS UPGRADE
+export VENV PYTHON PORT PRESET TEXT CSV MINUTES PROMPT COMPLETION NANOGPT THREADS UPGRADE
 export DVC_NO_ANALYTICS := true
 export MLFLOW_DISABLE_TELEMETRY := true
 # Stages and hooks call `python`: that of the virtual environment.
@@ -16,18 +21,25 @@ IN_VENV = PATH="$$(CDPATH= cd -- "$$VENV/bin" && pwd):$$PATH"
 THREADS_OPTION = $${THREADS:+"--threads=$$THREADS"}
 PEER_OPTIONS = $${NANOGPT:+"--nanogpt=$$NANOGPT"} $(THREADS_OPTION)
 
-.PHONY: help repro preset test slow ui compare bench deps lock clean repository venv installed installed-dev
+.PHONY: help repro preset fit test slow ui compare bench deps lock clean repository venv installed installed-dev
 
 help: ## Show this list.
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
 
-repro: repository installed ## Run the pipeline; PRESET=toy|addition|characters|gpt2 takes that preset first (TEXT=file for characters and gpt2).
+repro: repository installed ## Run the pipeline; CSV=data/mine.csv MINUTES=10 fits params.yaml to your data first; PRESET=toy|addition|characters|gpt2 takes that preset first (TEXT=file for characters and gpt2).
 	@[ -z "$$PRESET" ] || $(TAKE_PRESET)
+	@[ -z "$$CSV" ] || $(FIT)
 	@$(IN_VENV) dvc repro
 	@$(IN_VENV) python -m stages.commands.summary
 
 preset: installed ## Take PRESET (and TEXT) as params.yaml, and train nothing yet.
 	@$(TAKE_PRESET)
+
+fit: installed ## Fit params.yaml to CSV=data/mine.csv (MINUTES=10), with a forecast, and train nothing yet.
+	@$(FIT)
+
+FIT = $(IN_VENV) python -m presets.fit $${MINUTES:+"--minutes=$$MINUTES"} $${PROMPT:+"--prompt=$$PROMPT"} \
+	$${COMPLETION:+"--completion=$$COMPLETION"} -- "$$CSV"
 
 TAKE_PRESET = $(IN_VENV) python -m presets.use $${TEXT:+"--text=$$TEXT"} -- "$$PRESET"
 

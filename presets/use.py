@@ -90,19 +90,27 @@ def prepare_data(name: str, text: Path | None) -> str | None:
 
 
 def take(preset: Path) -> str:
-    """Put a preset in place of params.yaml, whose content is saved first unless it is kept elsewhere.
+    """Put a preset in place of params.yaml; return what was done, and how to undo it."""
+    return replace_parameters(preset.read_bytes(), str(preset))
+
+
+def replace_parameters(chosen: bytes, name: str) -> str:
+    """Put a new content in place of params.yaml, whose present one is saved first unless it is kept elsewhere.
+
+    Args:
+        chosen: the new content.
+        name: what it is, for people.
 
     Returns:
         what was done, and how to undo it.
     """
-    chosen = preset.read_bytes()
     current = PARAMETERS_FILE.read_bytes() if PARAMETERS_FILE.exists() else None
     if current == chosen:
-        return f"{PARAMETERS_FILE} is {preset} already"
+        return f"{PARAMETERS_FILE} is {name} already"
     way_back = None if current is None else _way_back(current) or f"cp {_save(current)} {PARAMETERS_FILE}"
     with atomic_file(PARAMETERS_FILE) as file:
         file.write(chosen)
-    message = f"{PARAMETERS_FILE} is now {preset}"
+    message = f"{PARAMETERS_FILE} is now {name}"
     return f"{message}; to go back to yours: {way_back}" if way_back else message
 
 

@@ -22,6 +22,7 @@ from stages.inputs import StageInputs, unchanged_inputs
 from stages.parameters import read_section
 from stages.tracking.runs import TrainingRun, UnrecordedRun, start_training_run
 from stages.tracking.system_metrics import record_system_metrics
+from stages.training.advice import print_advice
 from stages.training.checkpoint_folder import CheckpointFolder
 from stages.training.fit import TrainingResult, fit, memory_errors
 from stages.training.history import Curves
@@ -65,6 +66,7 @@ def train(inputs: StageInputs, *, restart: bool, quiet: bool) -> None:
             inputs.check()  # what was read is what the provenance says
             if is_first_device() and not quiet:
                 print(f"MLflow run: {run.name}", flush=True)
+                print_advice(network, training, metadata.parameters.packing, parameters, runtime)
             with record_system_metrics(run.log_sample, wanted=runtime.system_metrics and is_first_device()):
                 trained = fit(
                     network, training, validation, parameters, runtime, run.log_metrics, checkpoints, quiet=quiet

@@ -137,7 +137,7 @@ def _frame(source: _Source, read: Rows) -> pa.Table:
 def _sources(data: DataParams, split: SplitParams) -> list[_Source]:
     """Return the files in the order in which they are read: by split, then by name, with numbers by their value."""
     files = sorted(
-        _files(data.csv),
+        find_tables(data.csv),
         key=lambda file: [(part.isdigit() and int(part), part) for part in re.split(r"(\d+)", str(file))],
     )
     stems = [_ENDING.sub("", file.name) for file in files]
@@ -158,7 +158,7 @@ def _sources(data: DataParams, split: SplitParams) -> list[_Source]:
     return [_Source(file, says[name]) for name in SPLITS for file, of in zip(files, named, strict=True) if of == name]
 
 
-def _files(data_csv: str) -> list[Path]:
+def find_tables(data_csv: str) -> list[Path]:
     """Return the tables that ``data.csv`` names.
 
     Raises:

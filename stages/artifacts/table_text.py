@@ -71,7 +71,7 @@ def read_text(path: Path, wanted: Wanted, delimiter: str | None) -> Iterator[Row
     Raises:
         UserError: the file is not such a table; the message names its first fault.
     """
-    with _open(path) as file:
+    with open_text(path) as file:
         size = max(_BLOCK_BYTES, 16)
         block = _read(path, file, size)
         for mark, found in _FOREIGN.items():
@@ -99,7 +99,8 @@ def read_text(path: Path, wanted: Wanted, delimiter: str | None) -> Iterator[Row
         raise UserError(f"{path}: the file is empty; its first line must name the columns")
 
 
-def _open(path: Path) -> BinaryIO:
+def open_text(path: Path) -> BinaryIO:
+    """Open a text table, decompressed as its name says."""
     match path.suffix:
         case ".gz":
             return cast("BinaryIO", gzip.open(path))

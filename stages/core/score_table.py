@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -154,5 +155,5 @@ def _scored_bytes(
     # What no input precedes is no target: the first token of each row, or of the stream.
     firsts = len(prompts) if parameters.packing == "rows" else 1
     for row in range(firsts):
-        whole[row] -= vocabulary.first_token_bytes(prompts[row : row + 1], np.array(first_ids[row]))
+        whole[row] -= vocabulary.first_token_bytes(pa.array(prompts[row : row + 1]), np.array(first_ids[row]))
     return whole

@@ -1,0 +1,81 @@
+"""Where params.yaml does not fit its data, said in a line before the first step."""
+
+import sys
+import time
+
+import numpy as np
+import torch
+
+from stages.core.examples import Examples
+from stages.core.transformer import Transformer
+from stages.core.windows import Integers
+from stages.training.optimization import TrainParams
+from stages.training.runtime import RuntimeParams
+
+TOY_WIDTH = 8
+"""A d_model up to this is one to follow by hand."""
+MANY_ROWS = 1000
+LONG_SECONDS = 3600.0
+
+_SECONDS_A_STEP = 0.001  # however small the model: Lightning's own
+_SHARE_OF_PEAK = 0.3  # of the speed of one large matrix product, that trainings reach
+_FLOPS_WORTH_MEASURING = 1e13  # no machine takes an hour for less
+_SIDE = 1024  # of that product
+
+
+def print_advice(
+    network: Transformer, training: Examples, packing: str, parameters: TrainParams, runtime: RuntimeParams
+) -> None:
+    """Say in one line what of params.yaml does not fit; nothing where all does."""
+    steps = parameters.total_steps(training.examples_per_epoch())
+    flops = step_flops(network, training, parameters.batch_size)
+    speed = measured_flops(runtime) if steps * flops > _FLOPS_WORTH_MEASURING else None
+    found = misfits(
+        d_model=network.config.d_model,
+        context_length=network.config.context_length if packing == "rows" else None,
+        row_lengths=np.diff(training.spans.row_offsets),
+        seconds=steps * (_SECONDS_A_STEP + (flops / speed / _SHARE_OF_PEAK if speed else 0.0)),
+    )
+    if found:
+        fit = "`python -m presets.fit` writes a params.yaml that fits (docs/fit.md)"
+        print(f"params.yaml: {'; '.join(found)}. {fit}", file=sys.stderr, flush=True)
+
+
+def misfits(*, d_model: int, context_length: int | None, row_lengths: Integers, seconds: float) -> list[str]:
+    """Return in words what does not fit.
+
+    Args:
+        d_model: the model's width.
+        context_length: the most tokens of a window; None where the rows are one stream.
+        row_lengths: int [R], the tokens of each training row.
+        seconds: what the training will take.
+    """
+    found = []
+    median = int(np.median(row_lengths))
+    if context_length is not None and median - 1 > context_length:
+        found.append(f"model.context_length {context_length} cuts most rows (half have {median} tokens or more)")
+    if d_model <= TOY_WIDTH and len(row_lengths) >= MANY_ROWS:
+        found.append(f"model.d_model {d_model} is the toy's, for {len(row_lengths):,} rows")
+    if seconds > LONG_SECONDS:
+        found.append(f"this training takes about {seconds / 3600:,.0f} h on this machine")
+    return found
+
+
+def step_flops(network: Transformer, training: Examples, batch_size: int) -> float:
+    """Return about how many floating-point operations a step takes: 6 for each weight and token (Kaplan et al. 2020)."""
+    windows = training.windows()
+    tokens = batch_size * float((windows.ends - windows.starts).mean())
+    weights = sum(parameter.numel() for parameter in network.parameters()) - network.embedding.weight.numel()
+    return 6 * tokens * (weights + network.output.weight.numel() * network.config.tie_embeddings)
+
+
+def measured_flops(runtime: RuntimeParams) -> float:
+    """Return the floating-point operations a second of one large matrix product on the training's device."""
+    device = runtime.torch_device()
+    matrix = torch.ones(_SIDE, _SIDE, device=device)
+    best = 0.0
+    for _ in range(3):
+        began = time.perf_counter()
+        float((matrix @ matrix)[0, 0])  # reading a number waits for a GPU
+        best = max(best, 2 * _SIDE**3 / (time.perf_counter() - began))
+    return best
