@@ -13,7 +13,11 @@ override COMPLETION := $(if $(filter command,$(origin COMPLETION)),$(value COMPL
 override NANOGPT := $(value NANOGPT)
 override THREADS := $(value THREADS)
 override UPGRADE := $(value UPGRADE)
-export VENV PYTHON PORT PRESET TEXT CSV MINUTES PROMPT COMPLETION NANOGPT THREADS UPGRADE
+override A := $(value A)
+override B := $(value B)
+override MARKDOWN := $(value MARKDOWN)
+override SORT := $(value SORT)
+export VENV PYTHON PORT PRESET TEXT CSV MINUTES PROMPT COMPLETION NANOGPT THREADS UPGRADE A B MARKDOWN SORT
 export DVC_NO_ANALYTICS := true
 export MLFLOW_DISABLE_TELEMETRY := true
 # Stages and hooks call `python`: that of the virtual environment.
@@ -21,7 +25,7 @@ IN_VENV = PATH="$$(CDPATH= cd -- "$$VENV/bin" && pwd):$$PATH"
 THREADS_OPTION = $${THREADS:+"--threads=$$THREADS"}
 PEER_OPTIONS = $${NANOGPT:+"--nanogpt=$$NANOGPT"} $(THREADS_OPTION)
 
-.PHONY: help repro preset fit test slow ui compare bench deps lock clean repository venv installed installed-dev
+.PHONY: help repro preset fit test slow ui compare verdict bench deps lock clean repository venv installed installed-dev
 
 help: ## Show this list.
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
@@ -52,9 +56,11 @@ test: installed-dev ## Lint, type-check and test.
 ui: installed ## Compare runs in MLflow, on 127.0.0.1:5000 (PORT=5001 for another port).
 	@$(IN_VENV) python -m stages.commands.ui "--port=$$PORT"
 
-compare: installed ## Compare all experiments in the terminal: figures, and the parameters in which they differ.
-	@$(IN_VENV) dvc exp show --only-changed \
-		--drop '.*/.*|Executor|steps|epochs|parameters|best_step|perplexity|bits_per_byte|completion_token_accuracy'
+compare: installed ## Compare experiments in the terminal, best first: figures, and the parameters in which they differ (SORT=loss).
+	@$(IN_VENV) python -m stages.commands.compare $${SORT:+"--sort=$$SORT"}
+
+verdict: installed ## Say whether B is better than A, and where: A=main B=wider (commits, experiments, MLflow runs; B: the workspace).
+	@$(IN_VENV) python -m stages.commands.verdict $${MARKDOWN:+--markdown} -- "$${A:-main}" "$${B:-workspace}"
 
 bench: installed-dev ## Measure speed beside other projects, into docs/performance.md (NANOGPT=path, THREADS=1).
 	@$(IN_VENV) python -m benchmarks.training $(PEER_OPTIONS)

@@ -7,6 +7,7 @@ between them. Shapes: R rows, U units that are drawn (rows, or groups of rows), 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 import numpy as np
@@ -63,8 +64,14 @@ def compare(a: Sequence[ScoreTable], b: Sequence[ScoreTable], *, same_tokens: bo
         for name, ratio in RATIOS.items()
         if (same_tokens or not ratio.needs_same_tokens) and _counts_something(ratio, [*a, *b])
     ]
-    weights = RowWeights(len(a[0]))
+    weights = _row_weights(len(a[0]))
     return [_compare_ratio(name, a, b, weights, 1 - (1 - CONFIDENCE) / len(RATIOS)) for name in names]
+
+
+@lru_cache(maxsize=1)
+def _row_weights(rows: int) -> "RowWeights":
+    """Return the draws; those of the last number of rows are kept, for the next of many comparisons."""
+    return RowWeights(rows)
 
 
 class RowWeights:

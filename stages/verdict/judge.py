@@ -29,11 +29,11 @@ class Runs:
 
     def share_exact(self) -> Float64s:
         """Return for each row the share of the runs that completed it right, [R]."""
-        return np.mean([column(table, "exact") for table in self.tables], axis=0)
+        return np.asarray(np.mean([column(table, "exact") for table in self.tables], axis=0))
 
     def row_loss(self) -> Float64s:
         """Return the mean summed loss of each row over the runs, [R]."""
-        return np.mean([table.loss_sum for table in self.tables], axis=0)
+        return np.asarray(np.mean([table.loss_sum for table in self.tables], axis=0))
 
     def answer(self, row: int) -> str:
         """Return the completion of a row, by index; of several runs the most frequent one."""

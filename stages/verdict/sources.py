@@ -3,11 +3,16 @@
 import fnmatch
 import logging
 import re
+import subprocess
+from collections.abc import Iterable
+from pathlib import Path
 
 import dvc.api
 from dvc.exceptions import DvcException
 from dvc.repo import Repo
 from dvc.scm import RevError, resolve_rev
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 
 from stages.artifacts.scores_parquet import SCORES_FILE, read_scores
 from stages.core.score_table import ScoreTable
@@ -94,3 +99,25 @@ def _read_revision(revision: str) -> bytes | None:
             "`dvc repro evaluate` on that commit"
         ) from None
     return content
+
+
+def cached_scores(revisions: Iterable[str]) -> dict[str, ScoreTable]:
+    """Return the scores of revisions, as far as DVC's cache has them; "workspace" is a revision too."""
+    tables = {}
+    with Repo() as repo:
+        for revision in revisions:
+            path = SCORES_FILE if revision == WORKSPACE else _path_in_cache(repo, revision)
+            if path is not None and path.exists():
+                tables[revision] = read_scores(path.read_bytes(), f"{revision}: {SCORES_FILE}")
+    return tables
+
+
+def _path_in_cache(repo: Repo, revision: str) -> Path | None:
+    command = ["git", "show", f"{revision}:./dvc.lock"]
+    lock = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
+    try:
+        outputs = YAML(typ="safe").load(lock.stdout)["stages"]["evaluate"]["outs"]
+        (digest,) = (output["md5"] for output in outputs if output["path"] == SCORES_FILE.as_posix())
+    except (YAMLError, TypeError, KeyError, ValueError):
+        return None
+    return Path(repo.cache.local.oid_to_path(str(digest)))

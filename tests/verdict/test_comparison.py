@@ -1,6 +1,7 @@
 """The statistics, where the truth is known."""
 
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -17,10 +18,18 @@ def words(differences: list[Difference]) -> set[str]:
     return {each.word for each in differences}
 
 
+@pytest.fixture(autouse=True)
+def _fresh_draws() -> Iterator[None]:
+    """What one test draws, the next does not use."""
+    yield
+    comparison._row_weights.cache_clear()
+
+
 @pytest.fixture
 def few_draws(monkeypatch: pytest.MonkeyPatch) -> None:
     """A fifth of the draws, as hundreds of comparisons are made."""
     monkeypatch.setattr(comparison, "DRAWS", 2_000)
+    comparison._row_weights.cache_clear()
 
 
 @pytest.mark.usefixtures("few_draws")
@@ -97,6 +106,7 @@ def test_rows_that_are_drawn_in_groups_vary_as_much_as_single_ones(monkeypatch: 
     a, b = truth.model(), truth.model()
     (single, *_) = compare([a], [b], same_tokens=True)
     monkeypatch.setattr(comparison, "MOST_UNITS", 200)
+    comparison._row_weights.cache_clear()
     (grouped, *_) = compare([a], [b], same_tokens=True)
     assert (grouped.high - grouped.low) == pytest.approx(single.high - single.low, rel=0.15)
 
