@@ -196,11 +196,11 @@ def open_study(name: str, metric: str) -> optuna.Study:
         storage=storage,
         load_if_exists=True,
         direction="minimize" if metric in SMALLER_IS_BETTER else "maximize",
-        # The seed makes a search repeatable with one job; constant_liar keeps jobs apart from each other.
-        sampler=optuna.samplers.TPESampler(seed=0, multivariate=True, constant_liar=True),
         pruner=optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=0),
     )
-    begun_for = study.user_attrs.setdefault("metric", metric) if study.user_attrs else metric
+    # The seed makes a search repeatable with one job, and differs where it goes on; constant_liar keeps jobs apart.
+    study.sampler = optuna.samplers.TPESampler(seed=len(study.trials), multivariate=True, constant_liar=True)
+    begun_for = study.user_attrs.get("metric", metric)
     if begun_for != metric:
         raise UserError(f"--name {name}: was begun for {begun_for}; take another --name for {metric}")
     study.set_user_attr("metric", metric)
@@ -312,7 +312,7 @@ class Trials:
             lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if "rror" in line]
             print(f"{experiment} failed: {lines[0].strip() if lines else 'no result'} ({log})", file=sys.stderr)
             raise TrialError(experiment)
-        shown = ", ".join(f"{name}={value}" for name, value in settings.items() if name in values)
+        shown = ", ".join(f"{name}={_in_short(value)}" for name, value in values.items())
         print(f"{experiment}: {self._metric} {value:.4f}  {shown}", flush=True)
         log.unlink()
         return value
@@ -349,6 +349,10 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
 
 def _as_setting(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
+
+
+def _in_short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else _as_setting(value)
 
 
 def _is_untracked(path: str) -> bool:
@@ -430,7 +434,7 @@ def describe(study: optuna.Study, name: str, metric: str, noise: float | None, p
         return f"{name}: no trial is complete ({counts or 'none was begun'})"
     best = ranked[0]
     lines = [f"{name}: {counts}; best: {best.user_attrs['experiment']} with {metric} {best.value:.4f}"]
-    lines += [f"  {key}: {_as_setting(value)}" for key, value in sorted(best.params.items())]
+    lines += [f"  {key}: {_in_short(value)}" for key, value in sorted(best.params.items())]
     if len(ranked) > 1:
         gap = abs(float(ranked[1].value or 0) - float(best.value or 0))
         second = f"the second, {ranked[1].user_attrs['experiment']}, is {gap:.4f} worse"
