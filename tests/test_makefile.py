@@ -192,5 +192,5 @@ def test_help_names_every_target_that_is_for_people() -> None:
     printed = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     targets = {line.split()[1] for line in printed.splitlines()}
     assert targets == {
-        "help", "repro", "preset", "test", "ui", "compare", "bench", "deps", "lock", "clean",
+        "help", "repro", "preset", "test", "ui", "compare", "verdict", "bench", "deps", "lock", "clean",
     }  # fmt: skip
