@@ -2,17 +2,22 @@
 
 import json
 import os
+import signal
 import socket
+import subprocess
 import sys
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from stages import command_line
-from stages.errors import UserError
+from stages.errors import Stopped, UserError
 from stages.tracking.store import keep_view
 from stages.tracking.workspace import masked, tracking_uri
 
 HOST = "127.0.0.1"
+SECONDS_TO_END = 5.0
 
 VIEW_KEY = "pipeline"
 VIEW_NAME = "Losses and scores"
@@ -29,7 +34,7 @@ MLFLOW_SECTIONS = ("Model metrics", "System metrics")
 
 
 def main() -> None:
-    """Become MLflow's server, until Ctrl-C."""
+    """Run MLflow's server until Ctrl-C."""
     parser = command_line.command_parser(__doc__)
     parser.add_argument("--port", type=int, default=5000, help="listen there (default 5000)")
     options = parser.parse_args()
@@ -55,7 +60,35 @@ def main() -> None:
     }
     arguments = ["ui", "--workers", "1", "--host", HOST, "--port", str(options.port)]
     arguments += ["--uvicorn-opts", f"--log-level {level}"]
-    os.execve(program, [str(program), *arguments], environment)  # noqa: S606 - the program of this environment
+    serve([str(program), *arguments], environment)
+
+
+def serve(command: list[str], environment: Mapping[str, str]) -> None:
+    """Run a server until it ends, or until this process is told to: then the server and all that it started end as well.
+
+    Raises:
+        Stopped: the server failed.
+    """
+    # In a session of its own Ctrl-C does not reach it, which it would answer with a traceback.
+    server = subprocess.Popen(command, env=environment, start_new_session=True)  # noqa: S603
+    try:
+        signal.signal(signal.SIGHUP, signal.getsignal(signal.SIGTERM))  # a closed terminal
+        code = server.wait()
+    except KeyboardInterrupt:
+        return
+    finally:
+        end(server)
+    if code:
+        raise Stopped(f"MLflow's server ended with {code}", code)
+
+
+def end(server: subprocess.Popen[bytes]) -> None:
+    """End a server and the processes that it started."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        with suppress(ProcessLookupError):
+            os.killpg(server.pid, number)
+        with suppress(subprocess.TimeoutExpired):
+            server.wait(SECONDS_TO_END)
 
 
 def pages(site: str) -> str:

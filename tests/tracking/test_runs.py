@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from mlflow import MlflowClient
-from mlflow.entities import LoggedModel, Run
+from mlflow.entities import Dataset, LoggedModel, Run
 from mlflow.exceptions import MlflowException
 
 from stages.artifacts.provenance_json import Provenance
@@ -451,6 +451,29 @@ def test_parameters_of_any_name_and_number_are_recorded(workspace: Path) -> None
     (found,) = all_runs()
     assert found.data.params["notes.à l_œuvre _1__"] == "x"
     assert len(found.data.params) == 253
+
+
+def test_where_somebody_else_was_first_with_the_dataset_it_is_taken() -> None:
+    client = connect()
+    experiment_id = find_experiment(client)
+    failed: list[Exception] = []
+
+    def log(run_id: str, digest: str, together: threading.Barrier) -> None:
+        together.wait()
+        try:
+            runs._log_dataset(client, run_id, Dataset("dataset", digest, "local", "{}"))
+        except MlflowException as error:
+            failed.append(error)
+
+    for turn in range(6):
+        together = threading.Barrier(3)
+        created = [client.create_run(experiment_id).info.run_id for _ in range(3)]
+        threads = [threading.Thread(target=log, args=[run_id, str(turn), together]) for run_id in created]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert failed == []
 
 
 def test_a_model_is_listed_with_its_name_parameters_and_linked_figures() -> None:
