@@ -16,6 +16,7 @@ from stages.core.score_table import RATIOS, ScoreTable, build_score_table, ratio
 from stages.core.vocabulary import VocabularyParams, build_vocabulary
 from stages.core.windows import DatasetParams, RowSpans
 from stages.errors import UserError
+from tests.frames import frame_of
 from tests.training.conftest import network
 
 WORDS = st.lists(st.sampled_from(["a", "b", "ç", "דג"]), min_size=1, max_size=6).map(" ".join)
@@ -24,9 +25,10 @@ WORDS = st.lists(st.sampled_from(["a", "b", "ç", "דג"]), min_size=1, max_size
 def evaluated(cells: list[str], tokenizer: str, packing: str, loss_on: str) -> tuple[dict[str, float], ScoreTable]:
     """The figures and the table of an untrained model on rows: prompt, completion, prompt, completion, ..."""
     parameters = VocabularyParams.model_validate({"tokenizer": tokenizer, "size": 300, "unknown_token": False})
-    vocabulary = build_vocabulary(parameters, [cells])
+    frame = frame_of(zip(cells[::2], cells[1::2], strict=True))
+    vocabulary = build_vocabulary(parameters, [frame])
     dataset = DatasetParams.model_validate({"packing": packing, "loss_on": loss_on, "stride": None})
-    encoded = encode_rows(vocabulary, cells)
+    encoded = encode_rows(vocabulary, frame)
     offsets = np.cumsum([0, *encoded.row_lengths])
     spans = RowSpans(offsets, offsets[:-1] + encoded.prompt_lengths)
     split = Examples(encoded.token_ids, spans, dataset, 8, vocabulary.eos_id)
@@ -35,7 +37,7 @@ def evaluated(cells: list[str], tokenizer: str, packing: str, loss_on: str) -> t
     completions = complete_rows(
         model, split, scores.rows, eos_id=vocabulary.eos_id, batch_size=3, max_new_tokens=None, texts=2
     )
-    counted = count_scored(vocabulary, cells, encoded, dataset, begins_split=True)
+    counted = count_scored(vocabulary, frame, encoded, dataset, begins_split=True)
     table = build_score_table("test", split, dataset, vocabulary, scores.rows, completions)
     return summarise(scores, counted.bytes, completions), table
 
