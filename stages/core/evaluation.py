@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 CONFUSION_TOKENS = 16
 """As many as can be read in one matrix."""
+MOST_CLASSES = 0.05
+"""Of the rows: more different completions than that are no classes."""
 DECIMALS = 6
 """Figures are rounded where the order in which floating-point numbers are added up begins to show."""
 _MOST_LOGITS = 2**24
@@ -271,7 +273,21 @@ def summarise(scores: Scores, scored_bytes: int, completions: Sequence[Completio
         cut = sum(completion.cut for completion in completions)
         if cut:
             metrics["completions_cut"] = cut
+        commonest = majority_share([tuple(completion.expected) for completion in completions])
+        if commonest is not None:
+            metrics["majority_baseline"] = commonest
     return {name: round(value, DECIMALS) for name, value in metrics.items()}
+
+
+def majority_share(expected: Sequence[tuple[int, ...]]) -> float | None:
+    """Return the share that always giving the commonest completion gets right: what a classifier has to beat.
+
+    None where completions are no classes: hardly any is there twice, or all are the same.
+    """
+    counts = Counter(expected)
+    if not 2 <= len(counts) <= MOST_CLASSES * len(expected):
+        return None
+    return max(counts.values()) / len(expected)
 
 
 def perplexity(loss: float) -> float:

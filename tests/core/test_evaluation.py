@@ -22,6 +22,7 @@ from stages.core.evaluation import (
     complete_rows,
     confusion_matrix,
     count_pairs,
+    majority_share,
     perplexity,
     score,
     score_tokens,
@@ -36,6 +37,15 @@ PREDICTIONS = np.array([[1, 2, 3], [1, 0, 3]])
 TARGETS = np.array([[1, 0, 3], [2, 0, -100]])
 SCORED = np.array([[True, True, False], [True, True, False]])
 COMPLETION = np.array([[False, True, False], [False, True, False]])
+
+
+def test_the_baseline_of_a_classification_is_its_commonest_class() -> None:
+    classes = [(1, 2)] * 60 + [(1,)] * 30 + [(2,)] * 10
+    assert majority_share(classes) == 0.6
+    assert majority_share([(1,)] * 100) is None
+    assert majority_share([(number,) for number in range(100)]) is None
+    assert majority_share([(1,), (2,)]) is None
+    assert majority_share([]) is None
 
 
 def test_pairs_by_hand() -> None:
