@@ -3,6 +3,7 @@
 A run is found again by its model's fingerprint, never by an id in a file: an id in a DVC output would change at every run.
 """
 
+import csv
 import json
 import sys
 import time
@@ -16,7 +17,7 @@ from typing import Any, Self
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, LifecycleStage, LoggedModel, Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
-from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NOTE
+from mlflow.utils.mlflow_tags import MLFLOW_LOGGED_ARTIFACTS, MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NOTE
 
 from stages.artifacts.provenance_json import Provenance
 from stages.errors import UserError
@@ -47,6 +48,7 @@ from stages.tracking.workspace import remember_run_name, store_id
 EVALUATION_TAG = "evaluation_fingerprint"
 OUTBOX_TAG = "outbox"
 VALIDATION = "validation_loss"
+SAMPLES = "samples.csv"  # prompts and completions
 
 PARAMETERS_AT_ONCE = 100  # the most that MLflow takes in a request
 TRIES = 3
@@ -215,6 +217,8 @@ def log_evaluation(
             client.set_tag(target.info.run_id, MLFLOW_RUN_NOTE, fitted(note, LONGEST_TAG))
         for path in evaluation.paths:
             client.log_artifact(target.info.run_id, str(path), str(path.parent))
+            if path.name == SAMPLES:
+                _log_table(client, target.info.run_id, path)
         return run
     return None
 
@@ -257,6 +261,15 @@ def _log_figures(
         points = [Metric(point.key, point.value, point.timestamp, point.step, **of_model) for point in curve]
         for first in range(0, len(points), BATCH):
             client.log_batch(run.info.run_id, metrics=points[first : first + BATCH])
+
+
+def _log_table(client: MlflowClient, run_id: str, path: Path) -> None:
+    """Show a CSV as a table that MLflow's pages put beside that of another run; MLflow's own function would add to it."""
+    with path.open(encoding="utf-8", newline="") as file:
+        columns, *rows = csv.reader(file)
+    name = f"{path.stem}.json"
+    client.log_dict(run_id, {"columns": columns, "data": rows}, name)
+    client.set_tag(run_id, MLFLOW_LOGGED_ARTIFACTS, json.dumps([{"path": name, "type": "table"}]))
 
 
 def _report_left_behind(client: MlflowClient, experiment_id: str) -> None:

@@ -64,7 +64,7 @@ def evaluate(model: Provenance, batch_size: float = 1, accuracy: float = 0.5) ->
     metrics = {"split": "test", "next_token_accuracy": accuracy}
     inputs = provenance("b" * 15 + str(batch_size), batch_size=batch_size)
     Path("metrics").mkdir(exist_ok=True)
-    Path("metrics/samples.csv").write_text("prompt\n")
+    Path("metrics/samples.csv").write_text('prompt,completion\n"a, b",c\n')
     runs.log_evaluation(model, runs.Evaluation(inputs, metrics, "A run.", [Path("metrics/samples.csv")]), DATASET)
 
 
@@ -198,6 +198,16 @@ def test_an_evaluation_that_is_repeated_adds_nothing_and_a_figure_that_differs_i
     for _ in range(2):
         evaluate(provenance(), batch_size=2)
     assert len(all_runs()) == 2
+
+
+def test_the_samples_are_a_table_that_mlflow_reads_once_however_often_they_are_sent() -> None:
+    with runs.start_training_run(provenance(), DATASET) as run:
+        pass
+    for _ in range(2):
+        evaluate(provenance())
+    client = connect()
+    table = client.load_table(find_experiment(client), "samples.json", [str(run.id)])
+    assert table.to_dict("records") == [{"prompt": "a, b", "completion": "c"}]
 
 
 def test_evaluations_at_once_add_each_figure_once() -> None:
