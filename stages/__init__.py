@@ -1,4 +1,4 @@
-"""What must happen before any command imports more: Ctrl-C, garbage collection, MLflow's telemetry, a look at the code."""
+"""What must happen before any command imports more: Ctrl-C, garbage collection, MLflow's telemetry, how threads wait, a look at the code."""
 
 import gc
 import os
@@ -16,6 +16,10 @@ def _report_interruption(kind: type[BaseException], error: BaseException, where:
 
 # MLflow reads this as it is imported, and would otherwise report each use to its makers.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+# OpenMP's threads wait for each other by running in circles, 14 ms long by default: where another process has the processor,
+# each operation of a small model costs that. libgomp itself takes this number where there are more threads than processors.
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 # Ctrl-C may come while a command imports torch, which takes seconds.
 sys.excepthook = _report_interruption
 if sys.argv[:1] == ["-m"]:  # `python -m stages.…` is looking for its module: a command, not a library, is starting

@@ -2,6 +2,7 @@
 
 import difflib
 import logging
+import textwrap
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,6 +18,8 @@ LOG = logging.getLogger(__name__)
 
 PARAMETERS_FILE = Path("params.yaml")
 MOVED = {"train.register_as": "evaluate.register_as"}
+
+_LONGEST_VALUE = 200  # characters of what was found that a message has
 
 Section = TypeVar("Section", bound=ParamsModel)
 
@@ -43,6 +46,8 @@ def read_all(path: Path = PARAMETERS_FILE) -> dict[str, Any]:
     Raises:
         UserError: the file is absent or is not a YAML mapping.
     """
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path}: expected a file")  # a pipe, which would be waited for
     try:
         values = _parse(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -50,7 +55,9 @@ def read_all(path: Path = PARAMETERS_FILE) -> dict[str, Any]:
     except MarkedYAMLError as error:
         line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
         raise UserError(f"{path}: not valid YAML: {line}{error.problem}") from None
-    except (YAMLError, UnicodeDecodeError) as error:
+    except RecursionError:
+        raise UserError(f"{path}: not valid YAML: nested too deep; expected sections of keys") from None
+    except (YAMLError, ValueError) as error:  # bytes that are no UTF-8, or an integer of thousands of digits
         raise UserError(f"{path}: not valid YAML: {error}") from None
     if not isinstance(values, dict):
         raise UserError(f"{path}: expected sections such as 'train:'; copy presets/toy.yaml")
@@ -65,7 +72,7 @@ def _parse(text: str) -> Any:
 
 def _explain(path: Path, name: str, model: type[ParamsModel], detail: Any) -> str:
     key = ".".join([name, *(str(part) for part in detail["loc"])])
-    found = detail["input"]
+    found = textwrap.shorten(repr(detail["input"]), _LONGEST_VALUE, placeholder=" ...")
     match detail["type"]:
         case "extra_forbidden" if key in MOVED:
             return f"{path}: {key} is now {MOVED[key]}; move the line"
@@ -79,6 +86,6 @@ def _explain(path: Path, name: str, model: type[ParamsModel], detail: Any) -> st
         case "value_error" if not detail["loc"]:
             return f"{path}: {name}: {detail['ctx']['error']}"
         case "value_error":
-            return f"{path}: {key}: {detail['ctx']['error']}; found {found!r}"
+            return f"{path}: {key}: {detail['ctx']['error']}; found {found}"
     expected = detail["msg"][0].lower() + detail["msg"][1:]
-    return f"{path}: {key}: {expected}; found {found!r}"
+    return f"{path}: {key}: {expected}; found {found}"

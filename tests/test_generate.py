@@ -47,7 +47,7 @@ def write_vocabulary_and_model(text: str, tokenizer: str = "character") -> Vocab
     with torch.no_grad():
         model.embedding.weight.mul_(20)
     dependencies = {str(VOCABULARY_FILE): md5(VOCABULARY_FILE)}
-    provenance = Provenance(fingerprint="f", dependencies=dependencies, parameters={})
+    provenance = Provenance(fingerprint="f" * 16, dependencies=dependencies, parameters={})
     write_model(MODEL_FOLDER, SavedModel(model, prompts_end_with_eos=True), provenance)
     return vocabulary
 

@@ -1,3 +1,5 @@
+import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -67,12 +69,46 @@ def test_a_wrong_value_is_told_with_its_key(tmp_path: Path, old: str, new: str, 
         assert part in str(error.value)
 
 
-@pytest.mark.parametrize("text", ["a: [", "- 1", "", "\x00"])
+@pytest.mark.parametrize("text", [
+    "a: [", "- 1", "", "\x00", "a: " + "[" * 5000, "a: " + "{b: " * 5000, f"a: {'9' * 5000}", "&a [*a]", "a: 1\na: 2", "\udcff",
+])  # fmt: skip
 def test_what_is_no_parameter_file_is_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "params.yaml"
-    path.write_text(text)
-    with pytest.raises(UserError, match=r"params\.yaml"):
+    path.write_bytes(text.encode(errors="surrogateescape"))
+    with pytest.raises(UserError, match=r"params\.yaml") as error:
         read_all(path)
+    assert len(str(error.value)) < 300
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "params.yaml")
+    with pytest.raises(UserError, match=r"params\.yaml: expected a file"):
+        read_all(tmp_path / "params.yaml")
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+@pytest.mark.parametrize("value", [10**13, 10**19, 10**4000, -(10**19)])
+def test_no_whole_number_may_be_beyond_what_a_tensor_holds(section: str, value: int, tmp_path: Path) -> None:
+    text = TOY.read_text()
+    head, mark, tail = text.partition(f"\n{section}:\n")
+    keys = re.findall(r"^  (\w+): (?:\d+|null)$", tail.partition("\n\n")[0], re.MULTILINE)
+    assert keys
+    for key in keys:
+        path = tmp_path / "params.yaml"
+        path.write_text(head + mark + re.sub(rf"^  {key}: .*$", f"  {key}: {value}", tail, count=1, flags=re.MULTILINE))
+        with pytest.raises(UserError, match=rf"{section}\.{key}") as error:
+            read_section(section, SECTIONS[section], path)
+        assert len(str(error.value)) < 1500
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("threads", 10**6), ("loader_workers", 1000), ("devices", 10**6), ("threads", 0)]
+)
+def test_what_the_system_cannot_start_is_refused(key: str, value: int, tmp_path: Path) -> None:
+    text = re.sub(rf"^  {key}: .*$", f"  {key}: {value}", TOY.read_text(), flags=re.MULTILINE)
+    (tmp_path / "params.yaml").write_text(text)
+    with pytest.raises(UserError, match=rf"runtime\.{key}.*; found {value}"):
+        read_section("runtime", RuntimeParams, tmp_path / "params.yaml")
 
 
 @given(st.floats(min_value=1e-9, max_value=1e3))

@@ -29,10 +29,14 @@ def read_json(path: Path) -> dict[str, Any]:
         UserError: the file is absent or is no JSON object.
     """
     LOG.info("reading %s", path)
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path}: expected a file; make it again with `dvc repro --force`")
     try:
         values = json.loads(path.read_bytes())
     except FileNotFoundError:
         raise UserError(f"{path}: not found; make it with `dvc repro`") from None
+    except RecursionError:
+        raise UserError(f"{path}: not valid JSON: nested too deep; make it again with `dvc repro --force`") from None
     except ValueError as error:
         raise UserError(f"{path}: not valid JSON ({error}); make it again with `dvc repro --force`") from None
     if not isinstance(values, dict):

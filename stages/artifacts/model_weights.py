@@ -4,11 +4,12 @@ model.safetensors is deleted first and appears last: a model without its weights
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pydantic
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
@@ -88,7 +89,6 @@ def _read_network(folder: Path) -> SavedModel:
         config = ModelConfig.model_validate(read_json(folder / CONFIG))
     except pydantic.ValidationError as error:
         raise UserError(f"{folder / CONFIG}: not a model's configuration: {error.errors()[0]['msg']}") from None
-    network = Transformer(config.architecture)
     path = folder / WEIGHTS
     LOG.info("reading %s", path)
     try:
@@ -97,11 +97,31 @@ def _read_network(folder: Path) -> SavedModel:
         raise UserError(f"{path}: not found; make it with `dvc repro`") from None
     except SafetensorError as error:
         raise UserError(f"{path}: damaged ({error}); delete it and type `dvc repro`") from None
-    if network.config.tie_embeddings:
+    if config.architecture.tie_embeddings and "embedding.weight" in weights:
         weights[TIED] = weights["embedding.weight"]
     try:
-        network.load_state_dict(weights)
-    except RuntimeError as error:
-        raise UserError(f"{path}: does not fit {CONFIG} beside it: {str(error).splitlines()[-1].strip()}") from None
+        _check_shapes(config.architecture, weights)
+        network = Transformer(config.architecture)
+    except (ValueError, RuntimeError) as error:  # torch has the latter for sizes that overflow, or that no memory has
+        raise UserError(f"{path}: does not fit {CONFIG} beside it: {str(error).splitlines()[0]}") from None
+    network.load_state_dict(weights)
     network.eval().requires_grad_(requires_grad=False)
     return SavedModel(network, config.prompts_end_with_eos)
+
+
+def _check_shapes(architecture: TransformerConfig, weights: Mapping[str, torch.Tensor]) -> None:
+    """Compare what a configuration describes with the weights, before memory is taken for it.
+
+    Raises:
+        ValueError: they differ.
+        RuntimeError: the sizes are beyond those of a tensor.
+    """
+    if architecture.n_layers > len(weights):
+        raise ValueError(f"{architecture.n_layers:,} layers, but {len(weights)} weights")
+    with torch.device("meta"):
+        expected = {name: value.shape for name, value in Transformer(architecture).state_dict().items()}
+    for name in sorted({*expected, *weights}):
+        found = tuple(weights[name].shape) if name in weights else "absent"
+        wanted = tuple(expected[name]) if name in expected else "absent"
+        if found != wanted:
+            raise ValueError(f"{name}: expected {wanted}, found {found}")

@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import re
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ PROVENANCE_FILE = "provenance.json"
 # A folder is known by the file in it that says what it holds (a dataset's has hashes of the data) or was made from (a model's).
 FOLDER_FILES = ("metadata.json", PROVENANCE_FILE)
 
+FINGERPRINT = re.compile("[0-9a-f]{16}")
 _TRAIN_AGAIN = "type `dvc repro`, or `dvc repro --force train` where DVC takes the model for up to date"
 
 
@@ -87,9 +90,13 @@ def read_provenance(folder: Path = MODEL_FOLDER) -> Provenance:
     """
     path = folder / PROVENANCE_FILE
     try:
-        return Provenance.model_validate(read_json(path))
+        provenance = Provenance.model_validate(read_json(path))
     except pydantic.ValidationError as error:
         raise UserError(f"{path}: not a model's provenance: {error.errors()[0]['msg']}") from None
+    if not FINGERPRINT.fullmatch(provenance.fingerprint):  # it names files and folders
+        found = textwrap.shorten(repr(provenance.fingerprint), 60)
+        raise UserError(f"{path}: fingerprint: expected 16 hexadecimal digits, found {found}; type `dvc checkout`")
+    return provenance
 
 
 def md5(path: Path) -> str:

@@ -1,6 +1,11 @@
 """The base of every section of params.yaml."""
 
+from typing import Any
+
 import pydantic
+
+LARGEST = 10**12
+"""The largest integer of any parameter: no count of this project comes near it, and beyond 2**63 a tensor's size overflows."""
 
 
 class ParamsModel(pydantic.BaseModel):
@@ -17,3 +22,11 @@ class ParamsModel(pydantic.BaseModel):
         allow_inf_nan=False,
         use_attribute_docstrings=True,
     )
+
+    @pydantic.field_validator("*", mode="before")
+    @classmethod
+    def _bounded(cls, value: Any) -> Any:
+        if isinstance(value, int) and abs(value) > LARGEST:
+            message = f"expected at most {LARGEST:,}"
+            raise ValueError(message)
+        return value

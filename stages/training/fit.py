@@ -20,6 +20,7 @@ from stages.core.transformer import Transformer
 from stages.errors import UserError
 from stages.training.checkpoint_folder import CheckpointFolder
 from stages.training.checkpoints import Checkpoints, VerifiedCheckpoints
+from stages.training.compile_cache import remove_incomplete_libraries
 from stages.training.data_module import TokenDataModule
 from stages.training.history import BestWeights, Curves, Log, TrainingHistory
 from stages.training.lightning_module import LanguageModel
@@ -104,6 +105,8 @@ def fit(
             "bfloat16; 32-true is faster",
             file=sys.stderr,
         )
+    if parameters.compile:
+        remove_incomplete_libraries()
     data = TokenDataModule(training, validation, plan, runtime.loader_workers)
     module = LanguageModel(network, parameters, plan)
     newest = checkpoints.newest() if checkpoints is not None else None

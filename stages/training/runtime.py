@@ -1,8 +1,12 @@
 """Where to compute: the `runtime` section of params.yaml, which no DVC stage depends on."""
 
+import contextlib
 import ctypes
+import math
+import os
 import sys
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -11,6 +15,7 @@ from stages.core.params_model import ParamsModel
 from stages.errors import UserError
 
 Count = Annotated[int, Field(ge=1)]
+Threads = Annotated[int, Field(ge=1, le=1024)]  # with more than the system starts, libraries crash
 
 # Parameters of glibc's mallopt(3).
 _TRIM_THRESHOLD = -1
@@ -22,7 +27,7 @@ class RuntimeParams(ParamsModel):
 
     accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps", "tpu"]
     """What Lightning trains on; auto takes a GPU where there is one."""
-    devices: Count | Literal["auto"]
+    devices: Annotated[int, Field(ge=1, le=1024)] | Literal["auto"]
     """Devices on each machine. They share the global batch: more devices do not make it larger."""
     num_nodes: Count
     """Machines that train together."""
@@ -31,9 +36,9 @@ class RuntimeParams(ParamsModel):
     micro_batch_size: Count | None
     """Examples that one device computes at once; null takes its whole share of the batch. Lower it when memory runs out:
     gradients are accumulated, so that the global batch stays what train.batch_size says."""
-    threads: Count | None
-    """CPU threads; null takes one a core. Another number can change the last digits of a trained weight."""
-    loader_workers: Annotated[int, Field(ge=0)]
+    threads: Threads | None
+    """CPU threads; null takes one for each core that this process may use. Another number can change the last digits of a trained weight."""
+    loader_workers: Annotated[int, Field(ge=0, le=256)]
     """Processes that prepare batches ahead; 0 prepares them in the training process."""
     checkpoint_minutes: Annotated[float, Field(gt=0)] | None
     """Minutes between two checkpoints, from which a killed training goes on; null takes none."""
@@ -46,8 +51,11 @@ class RuntimeParams(ParamsModel):
         """Let torch compute with as many CPU threads as ``threads`` says."""
         import torch  # noqa: PLC0415 - the preparation stages read this section without torch
 
+        usable = available_cpus()
         if self.threads is not None:
             torch.set_num_threads(self.threads)
+        elif usable < torch.get_num_threads():
+            torch.set_num_threads(usable)
 
     def torch_device(self) -> str:
         """Return the one device that scoring runs on: the CPU beside a TPU, which only trains.
@@ -71,6 +79,41 @@ class RuntimeParams(ParamsModel):
             )
             raise UserError(message)
         return devices[self.accelerator]
+
+
+def available_cpus(root: Path = Path("/")) -> int:
+    """Return the CPUs that this process may use: as many as it may run on, and as its control group's limit allows.
+
+    torch counts the first alone, and would let threads wait for each other in a container with half a CPU.
+    """
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, int(min(cpus, _cpu_quota(root))))
+
+
+def _cpu_quota(root: Path) -> float:
+    """Return the CPUs that Linux's control groups allow, of versions 2 and 1; infinity where none limits them."""
+    quotas = [math.inf]
+    try:
+        lines = (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return math.inf
+    for line in lines:
+        _, controllers, name = line.split(":", 2)
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        base = root / "sys/fs/cgroup" / ("cpu" if controllers else "")
+        group = base / name.lstrip("/")
+        for folder in (group, *group.parents):  # the limits of all groups that it lies in
+            if not folder.is_relative_to(base):
+                break
+            with contextlib.suppress(OSError, ValueError):
+                if controllers:
+                    quota, period = ((folder / f"cpu.cfs_{part}_us").read_text() for part in ("quota", "period"))
+                else:
+                    quota, period = (folder / "cpu.max").read_text().split()
+                if int(quota) > 0:  # "max", or -1, is no limit
+                    quotas.append(int(quota) / int(period))
+    return min(quotas)
 
 
 def keep_freed_memory() -> None:

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from stages.artifacts import model_weights
+from stages.artifacts.metrics_json import read_json, write_json
 from stages.artifacts.model_weights import SavedModel, read_model, write_model
 from stages.artifacts.provenance_json import MODEL_FOLDER, Provenance, md5, read_provenance
 from stages.artifacts.vocabulary_json import VOCABULARY_FILE, write_vocabulary
@@ -38,7 +39,7 @@ def write(value: float) -> None:
         for parameter in model.parameters():
             parameter.fill_(value)
     dependencies = {str(VOCABULARY_FILE): md5(VOCABULARY_FILE)}
-    provenance = Provenance(fingerprint=str(value), dependencies=dependencies, parameters={})
+    provenance = Provenance(fingerprint=f"{int(value):016x}", dependencies=dependencies, parameters={})
     write_model(MODEL_FOLDER, SavedModel(model, prompts_end_with_eos=value > 1), provenance)
 
 
@@ -46,7 +47,7 @@ def read() -> tuple[float, bool, str]:
     """Return what tells the models of ``write`` apart, from each of the files."""
     model, _ = read_model()
     first_weight = float(model.network.output.weight[0, 0])
-    return first_weight, model.prompts_end_with_eos, read_provenance(MODEL_FOLDER).fingerprint
+    return first_weight, model.prompts_end_with_eos, read_provenance(MODEL_FOLDER).fingerprint[-1]
 
 
 def test_a_write_that_is_killed_leaves_the_old_model_or_none(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,7 +73,7 @@ def test_a_write_that_is_killed_leaves_the_old_model_or_none(monkeypatch: pytest
         with pytest.raises(UserError, match=r"model\.safetensors: not found; make it with `dvc repro`"):
             read()
     write(2.0)
-    assert read() == (2.0, True, "2.0")
+    assert read() == (2.0, True, "2")
 
 
 def test_a_disk_that_is_full_of_weights_leaves_the_old_model(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -84,7 +85,7 @@ def test_a_disk_that_is_full_of_weights_leaves_the_old_model(monkeypatch: pytest
     monkeypatch.setattr(model_weights, "save", fail)
     with pytest.raises(OSError, match="No space"):
         write(2.0)
-    assert read() == (1.0, False, "1.0")
+    assert read() == (1.0, False, "1")
 
 
 @pytest.mark.parametrize("letters", ["abcdefghix", "abc"])
@@ -104,3 +105,14 @@ def test_a_model_is_read_from_elsewhere_with_its_vocabulary(tmp_path: Path) -> N
     Path("data").rename("elsewhere")
     model, vocabulary = read_model(tmp_path / "elsewhere/model", Path("elsewhere/vocabulary.json"))
     assert model.network.config.vocabulary_size == vocabulary.size
+
+
+@pytest.mark.parametrize("size", ["n_layers", "d_model", "context_length", "vocabulary_size", "d_ff"])
+@pytest.mark.parametrize("value", [3, 10**6, 10**12, 10**19])
+def test_a_configuration_that_describes_another_model_takes_no_memory(size: str, value: int) -> None:
+    write(1.0)
+    config = read_json(MODEL_FOLDER / "config.json")
+    config["architecture"][size] = value
+    write_json(MODEL_FOLDER / "config.json", config)
+    with pytest.raises(UserError, match=r"^data/model/(model\.safetensors: does not fit|config\.json: not a model's)"):
+        read()

@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from stages.artifacts.provenance_json import stage_provenance
+from stages.artifacts.metrics_json import write_json
+from stages.artifacts.provenance_json import PROVENANCE_FILE, read_provenance, stage_provenance
+from stages.errors import UserError
 
 DVC = """
 stages:
@@ -79,3 +81,13 @@ def test_a_file_that_changes_changes_the_fingerprint(fingerprint: Callable[..., 
     before = fingerprint("train")
     Path("data.csv").write_text("prompt\nb\n")
     assert fingerprint("train") != before
+
+
+@pytest.mark.parametrize(
+    "fingerprint", ["../README.md", "a" * 15, "A" * 16, "0" * 16 + "\n", "", "0" * 100_000, "/etc/passwd"]
+)
+def test_a_fingerprint_that_could_be_a_path_is_refused(fingerprint: str, tmp_path: Path) -> None:
+    write_json(tmp_path / PROVENANCE_FILE, {"fingerprint": fingerprint, "dependencies": {}, "parameters": {}})
+    with pytest.raises(UserError, match="fingerprint: expected 16 hexadecimal digits, found") as error:
+        read_provenance(tmp_path)
+    assert len(str(error.value)) < 400
