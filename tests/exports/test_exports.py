@@ -137,7 +137,7 @@ def test_what_has_no_twin_is_refused_in_a_line_that_names_the_parameter(
             FORMATS[name].write(Path(folder), model, vocabulary)
         assert not list(Path(folder).iterdir())
     message = str(refused.value)
-    parameter = message.split(":")[0].removeprefix("model.")
+    parameter = message.split(":", maxsplit=1)[0].removeprefix("model.")
     found = json.dumps(shape[parameter]).strip('"')
     assert message.startswith(f"model.{parameter}: found {found}")
     assert "\n" not in message
