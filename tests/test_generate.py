@@ -122,7 +122,7 @@ def test_a_mistake_is_one_line(
 def test_one_bad_prompt_among_many_leaves_the_others_answered(
     generate: Generate, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], as_json: bool
 ) -> None:
-    arguments = ["--temperature", "1"]
+    arguments = ["--temperature", "20"]
     good = generate("abc", "de", "f", *arguments).splitlines()
     assert len(set(good)) == 3
     arguments += ["--json"] if as_json else []
@@ -158,7 +158,7 @@ def test_a_byte_order_mark_belongs_to_no_prompt(generate: Generate) -> None:
 def test_prompts_and_completions_of_several_lines(generate: Generate) -> None:
     write_vocabulary_and_model("ab\ncd")
     prompts = ["a\nb", "\n\nc", "d"]
-    draw = ("--json", "--temperature", "1")
+    draw = ("--json", "--temperature", "20")
     answers = [json.loads(line) for line in generate(*prompts, *draw).splitlines()]
     assert [answer["prompt"] for answer in answers] == prompts
     assert any("\n" in answer["completion"] for answer in answers)
@@ -214,7 +214,7 @@ def test_a_terminal_gets_no_control_characters(generate: Generate, monkeypatch: 
     text = "".join(map(chr, [*range(0x20), 0x7F, 0x9B, 0x202E, 0x2066])).replace("\t", "")
     write_vocabulary_and_model(text)
     for arguments in (["\x1b"], ["\x1b", "\x9b"], ["\x1b", "--json"]):
-        draw = (*arguments, "--temperature", "50", "--max-tokens", "16")
+        draw = (*arguments, "--temperature", "500", "--max-tokens", "16")
         assert any(ord(character) != 0x0A and not character.isprintable() for character in generate(*draw))
         terminal = Terminal()
         with monkeypatch.context() as patched:

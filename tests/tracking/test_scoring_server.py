@@ -26,6 +26,7 @@ from stages.core.vocabulary import VocabularyParams, build_vocabulary
 from stages.tracking.registry import SERVED_MODEL
 from stages.tracking.scoring_server import LARGEST_BODY
 from stages.tracking.served_model import MOST_TOKENS, SIGNATURE
+from tests.frames import frame_of_texts
 from tests.training.conftest import network
 
 ROOT = Path(__file__).parents[2]
@@ -41,7 +42,7 @@ def application(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FastAPI]:
     patch.setitem(sys.modules, "mlflow.pyfunc.scoring_server.app", ModuleType("app"))
     patch.setattr(fastapi, "FastAPI", FastAPI)
     parameters = VocabularyParams.model_validate({"tokenizer": "character", "size": 300, "unknown_token": False})
-    vocabulary = build_vocabulary(parameters, [["abcdefghij"]])
+    vocabulary = build_vocabulary(parameters, [frame_of_texts(["abcdefghij"])])
     write_vocabulary(vocabulary, folder / "vocabulary.json")
     torch.manual_seed(0)
     model = network(context_length=16, vocabulary_size=vocabulary.size, output_bias=True, tie_embeddings=False)

@@ -1,0 +1,110 @@
+"""README.md of an export: what the model is, how to ask it, what it was made from. Its author fills in the licence."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from stages.artifacts.model_weights import SavedModel
+    from stages.artifacts.provenance_json import Provenance
+    from stages.exports.proof import Proof
+
+HOW_TO_ASK = {
+    "huggingface": """\
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model, tokenizer = AutoModelForCausalLM.from_pretrained("."), AutoTokenizer.from_pretrained(".")
+inputs = tokenizer(PROMPT, return_tensors="pt", return_token_type_ids=False)
+output = model.generate(**inputs, max_new_tokens=TOKENS)
+print(tokenizer.decode(output[0, inputs["input_ids"].shape[1]:], skip_special_tokens=True))
+```
+""",
+    "gguf": """\
+```console
+llama-server --model model.gguf --host 127.0.0.1 --port 8080
+curl -s http://127.0.0.1:8080/v1/completions -d '{"prompt": PROMPT, "max_tokens": TOKENS, "temperature": 0}'
+```
+""",
+    "onnx": """\
+```python
+import numpy as np, onnxruntime, tokenizers
+
+session = onnxruntime.InferenceSession("model.onnx")
+token_ids = tokenizers.Tokenizer.from_file("tokenizer.json").encode(PROMPT).ids
+logits = session.run(["logits"], {"input_ids": np.array([token_ids])})[0]  # [1, tokens, vocabulary]; append the argmax, run again
+```
+""",
+}
+
+
+def model_card(
+    export: str, model: SavedModel, provenance: Provenance, metrics: Mapping[str, Any], prompt: str, proof: Proof | None
+) -> str:
+    """Write the card.
+
+    Args:
+        export: the kind of export, a key of HOW_TO_ASK.
+        model: what was exported.
+        provenance: what it was made from.
+        metrics: its figures, by name.
+        prompt: an example of what it is asked.
+        proof: None where the export was not checked.
+    """
+    config = model.network.config
+    parameters = sum(parameter.numel() for parameter in model.network.parameters())
+    ends = "is ended by `<EOS>`, as in training" if model.prompts_end_with_eos else "is a text to be continued"
+    usage = HOW_TO_ASK[export].replace("PROMPT", json.dumps(prompt)).replace("TOKENS", str(config.context_length // 2))
+    figures = "".join(f"| {name} | {value} |\n" for name, value in metrics.items())
+    data = {path: digest for path, digest in provenance.dependencies.items() if not path.endswith(".py")}
+    return f"""\
+---
+license:
+tags: [text-generation, prompt-pipeline]
+---
+
+# {config.n_layers} layers, {parameters:,} parameters
+
+Trained from scratch on a table of prompts. Its context is {config.context_length:,} tokens, its vocabulary {config.vocabulary_size:,}. A prompt
+{ends}; the tokenizer beside this file does so.
+
+**Licence**: to be filled in above, by who owns the data.
+
+## Ask it
+
+{usage}
+## Figures
+
+| Figure | Value |
+|---|---|
+{figures or "| none were kept | |" + chr(10)}
+## Made from
+
+Training `{provenance.fingerprint}`.
+
+| Data | md5 |
+|---|---|
+{"".join(f"| {path} | `{digest}` |{chr(10)}" for path, digest in data.items())}
+```json
+{json.dumps(provenance.parameters, indent=1, sort_keys=True)}
+```
+
+## Proof
+
+{_describe(proof)}
+"""
+
+
+def _describe(proof: Proof | None) -> str:
+    if proof is None:
+        return "This export was not checked (`--no-check`)."
+    tied = f", {proof.tied_completions:,} part at a tie" if proof.tied_completions else ""
+    return (
+        f"{proof.engine} opened this export. Of {proof.rows:,} prompts of the {proof.split} rows, {proof.equal_completions:,} "
+        f"greedy completions are those of the original, token for token{tied}. At {proof.compared_positions:,} places the "
+        f"log-probabilities differ by {proof.largest_difference:.1e} at most, as a share of the largest logit "
+        f"(allowed: {proof.tolerance:g}). proof.json has the figures."
+    )

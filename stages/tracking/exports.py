@@ -1,0 +1,58 @@
+"""A model out of MLflow to be exported, and the proof of its export into its run."""
+
+from pathlib import Path
+
+import mlflow.artifacts
+from mlflow.exceptions import MlflowException
+
+from stages.errors import UserError
+from stages.tracking.run_tags import FINGERPRINT_TAG
+from stages.tracking.store import connect, find_experiment, handled_store_errors, store_errors
+from stages.tracking.workspace import tracking_uri
+
+
+def fetch_model(source: str, folder: Path) -> tuple[Path, Path]:
+    """Copy a logged model into a folder; return its folder data/model and its vocabulary.
+
+    Args:
+        source: a run's id, or an address as MLflow has them: runs:/ID/model, models:/NAME/VERSION.
+        folder: where to.
+
+    Raises:
+        UserError: the store cannot be used, or has no such model.
+    """
+    uri = source if ":/" in source else f"runs:/{source}/model"
+    with store_errors("the command again"):
+        connect()
+        try:
+            place = mlflow.artifacts.download_artifacts(
+                artifact_uri=uri, dst_path=str(folder), tracking_uri=tracking_uri()
+            )
+        except (MlflowException, OSError) as error:
+            raise UserError(f"{uri}: no model there: {error}; `make ui` shows the runs that have one") from None
+    artifacts = Path(place) / "artifacts"
+    return artifacts / "model", artifacts / "vocabulary.json"
+
+
+def log_proof(fingerprint: str, proof: Path, export: str, *, required: bool) -> None:
+    """Keep the proof of an export with the newest run that trained the model, if there is one.
+
+    Args:
+        fingerprint: the training's.
+        proof: the file.
+        export: the kind of export, by which the file's folder in the run is named.
+        required: False goes on where the store cannot be used.
+
+    Raises:
+        UserError: the store cannot be used, and is required.
+    """
+    with handled_store_errors(required=required):
+        client = connect()
+        found = client.search_runs(
+            [find_experiment(client)],
+            f"tags.{FINGERPRINT_TAG} = '{fingerprint}'",
+            order_by=["attributes.start_time DESC"],
+            max_results=1,
+        )
+        if found:
+            client.log_artifact(found[0].info.run_id, str(proof), f"exports/{export}")

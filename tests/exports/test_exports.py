@@ -1,0 +1,241 @@
+"""Small models of random weights, exported and opened by the programs that the exports are for."""
+
+import json
+import random
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from stages.artifacts.model_weights import SavedModel
+from stages.artifacts.provenance_json import Provenance
+from stages.commands.export import FORMATS, describe, refuse_used_folder
+from stages.core.vocabulary import Vocabulary, VocabularyParams, build_vocabulary
+from stages.errors import UserError
+from stages.exports import engines
+from stages.exports.model_card import model_card
+from stages.exports.onnx_runtime import OnnxRuntime, write_onnx
+from stages.exports.proof import Proof, Question, prove
+from stages.exports.twins import find_twin
+from tests.frames import frame_of_texts
+from tests.training.conftest import network
+
+TEXT = "the cat sat on the mat, naïve 日本 it's 27+35= \n ok"
+CONTEXT = 32
+VOCABULARIES = {
+    tokenizer: build_vocabulary(
+        VocabularyParams.model_validate({"tokenizer": tokenizer, "size": 300, "unknown_token": unknown}),
+        [frame_of_texts([TEXT])],
+    )
+    for tokenizer, unknown in (("word", True), ("character", False), ("bpe", False))
+}
+
+SHAPES = st.fixed_dictionaries({
+    "positions": st.sampled_from(["rotary", "learned", "sinusoidal"]),
+    "norm": st.sampled_from(["rms", "layer", "none"]),
+    "feed_forward": st.sampled_from(["swiglu", "gelu", "none"]),
+    "bias": st.booleans(),
+    "output_bias": st.booleans(),
+    "output_projection": st.booleans(),
+    "tie_embeddings": st.booleans(),
+    "n_kv_heads": st.sampled_from([None, 1]),
+})  # fmt: skip
+# Those that transformers has a class for, each of its classes as often.
+TWINS = {
+    "gpt2": {"positions": st.sampled_from(["learned", "sinusoidal"]), "norm": st.just("layer"), "feed_forward": st.just("gelu")},
+    "llama": {"positions": st.just("rotary"), "norm": st.just("rms"), "feed_forward": st.just("swiglu")},
+    "arcee": {"positions": st.just("rotary"), "norm": st.just("rms"), "feed_forward": st.just("gelu")},
+    "nemotron": {"positions": st.just("rotary"), "norm": st.just("layer"), "feed_forward": st.just("gelu")},
+    "stablelm": {"positions": st.just("rotary"), "norm": st.just("layer"), "feed_forward": st.just("swiglu"), "bias": st.just(False)},
+}  # fmt: skip
+
+
+def shapes_of(twin: str) -> st.SearchStrategy[dict[str, Any]]:
+    return st.builds(
+        lambda shape, own: shape | own | {"output_bias": False}, SHAPES, st.fixed_dictionaries(TWINS[twin])
+    )
+
+
+def random_model(shape: dict[str, Any], vocabulary: Vocabulary, *, ends_with_eos: bool = True) -> SavedModel:
+    d_ff = None if shape["feed_forward"] == "none" else 24
+    model = network(**shape, d_ff=d_ff, context_length=CONTEXT, vocabulary_size=vocabulary.size)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.2)
+    return SavedModel(model.eval(), prompts_end_with_eos=ends_with_eos)
+
+
+def questions(model: SavedModel, vocabulary: Vocabulary) -> list[Question]:
+    choose = random.Random(1)
+    texts = [" ".join(choose.choices(TEXT.split(), k=1 + number % 3)) for number in range(5)]
+    prompts = [model.prompt_ids(vocabulary.encode(text), vocabulary.eos_id) for text in ["a"[:0], *texts]]
+    return [Question(tuple(prompt), 6) for prompt in prompts]
+
+
+def export_and_prove(name: str, folder: Path, model: SavedModel, vocabulary: Vocabulary) -> Proof:
+    FORMATS[name].write(folder, model, vocabulary)
+    engine = FORMATS[name].open(folder, vocabulary)
+    asked = questions(model, vocabulary)
+    return prove(engine, model, vocabulary, asked, export=name, fingerprint="0" * 16, split="test")
+
+
+def check(name: str, shape: dict[str, Any], tokenizer: str, *, ends_with_eos: bool) -> None:
+    vocabulary = VOCABULARIES[tokenizer]
+    with TemporaryDirectory() as folder:
+        proof = export_and_prove(
+            name, Path(folder), random_model(shape, vocabulary, ends_with_eos=ends_with_eos), vocabulary
+        )
+    assert proof.holds, proof
+    assert proof.rows == 6
+    assert proof.equal_completions >= proof.rows - 1
+    assert proof.compared_positions >= 6
+    assert proof.largest_difference < 1e-4
+
+
+@pytest.mark.parametrize("twin", TWINS)
+@settings(max_examples=4)
+@given(data=st.data(), tokenizer=st.sampled_from(list(VOCABULARIES)), ends_with_eos=st.booleans())
+def test_transformers_computes_the_same(twin: str, data: st.DataObject, tokenizer: str, ends_with_eos: bool) -> None:
+    pytest.importorskip("transformers")
+    shape = data.draw(shapes_of(twin))
+    assert find_twin(random_model(shape, VOCABULARIES[tokenizer]).network.config) == twin
+    check("huggingface", shape, tokenizer, ends_with_eos=ends_with_eos)
+
+
+@pytest.mark.parametrize("twin", ["llama", "stablelm"])
+@settings(max_examples=4)
+@given(data=st.data(), tokenizer=st.sampled_from(["character", "bpe"]), ends_with_eos=st.booleans())
+def test_llama_cpp_computes_the_same(twin: str, data: st.DataObject, tokenizer: str, ends_with_eos: bool) -> None:
+    pytest.importorskip("xllamacpp")
+    check("gguf", data.draw(shapes_of(twin)), tokenizer, ends_with_eos=ends_with_eos)
+
+
+@settings(max_examples=2)  # torch takes seconds for each
+@given(shape=SHAPES, tokenizer=st.sampled_from(list(VOCABULARIES)), ends_with_eos=st.booleans())
+def test_onnx_runtime_computes_the_same_for_every_model(
+    shape: dict[str, Any], tokenizer: str, ends_with_eos: bool
+) -> None:
+    pytest.importorskip("onnxscript")
+    check("onnx", shape, tokenizer, ends_with_eos=ends_with_eos)
+
+
+@given(shape=SHAPES, tokenizer=st.sampled_from(list(VOCABULARIES)), name=st.sampled_from(["huggingface", "gguf"]))
+def test_what_has_no_twin_is_refused_in_a_line_that_names_the_parameter(
+    shape: dict[str, Any], tokenizer: str, name: str
+) -> None:
+    """And without a file. What is not refused is compared above."""
+    vocabulary = VOCABULARIES[tokenizer]
+    model = random_model(shape, vocabulary)
+    if has_twin(model):
+        return
+    with TemporaryDirectory() as folder:
+        with pytest.raises(UserError) as refused:
+            FORMATS[name].write(Path(folder), model, vocabulary)
+        assert not list(Path(folder).iterdir())
+    message = str(refused.value)
+    parameter = message.split(":", maxsplit=1)[0].removeprefix("model.")
+    found = json.dumps(shape[parameter]).strip('"')
+    assert message.startswith(f"model.{parameter}: found {found}")
+    assert "\n" not in message
+
+
+def has_twin(model: SavedModel) -> bool:
+    try:
+        find_twin(model.network.config)
+    except UserError:
+        return False
+    return True
+
+
+LLAMA = {
+    "positions": "rotary", "norm": "rms", "feed_forward": "swiglu", "bias": False, "output_bias": False,
+    "output_projection": True, "tie_embeddings": True, "n_kv_heads": None,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("shape", "tokenizer", "named"), [
+    ({"feed_forward": "gelu", "norm": "layer", "positions": "learned"}, "bpe", "model.feed_forward: found gelu"),
+    ({"feed_forward": "gelu"}, "bpe", "model.feed_forward: found gelu"),
+    ({}, "word", "vocabulary.tokenizer: found word"),
+])  # fmt: skip
+def test_what_llama_cpp_cannot_say_is_refused_by_name(
+    tmp_path: Path, shape: dict[str, Any], tokenizer: str, named: str
+) -> None:
+    vocabulary = VOCABULARIES[tokenizer]
+    with pytest.raises(UserError) as refused:
+        FORMATS["gguf"].write(tmp_path, random_model(LLAMA | shape, vocabulary), vocabulary)
+    assert str(refused.value).startswith(named)
+
+
+def test_a_proof_of_other_weights_does_not_hold(tmp_path: Path) -> None:
+    pytest.importorskip("onnxscript")
+    vocabulary = VOCABULARIES["character"]
+    model = random_model(LLAMA, vocabulary)
+    write_onnx(tmp_path, model, vocabulary)
+    with torch.no_grad():
+        model.network.final_norm.weight.mul_(1.1)
+    engine = OnnxRuntime(tmp_path, vocabulary)
+    proof = prove(engine, model, vocabulary, questions(model, vocabulary), export="onnx", fingerprint="f", split="test")
+    assert not proof.holds
+    assert proof.largest_difference > proof.tolerance
+
+
+def test_the_same_model_gives_the_same_bytes(tmp_path: Path) -> None:
+    pytest.importorskip("onnxscript")
+    vocabulary = VOCABULARIES["bpe"]
+    for name in FORMATS:
+        for folder in (tmp_path / "first", tmp_path / "other/folder"):
+            FORMATS[name].write(folder, random_model(LLAMA, vocabulary), vocabulary)
+    for path in (tmp_path / "first").iterdir():
+        content = path.read_bytes()
+        assert content == (tmp_path / "other/folder" / path.name).read_bytes(), path.name
+        assert str(tmp_path).encode() not in content
+        assert str(Path(__file__).parents[2]).encode() not in content
+
+
+def test_an_export_never_deletes_a_folder(tmp_path: Path) -> None:
+    refuse_used_folder(tmp_path / "new")
+    (tmp_path / "empty").mkdir()
+    refuse_used_folder(tmp_path / "empty")
+    (tmp_path / "README.md").touch()
+    for used in (tmp_path, tmp_path / "README.md"):
+        with pytest.raises(UserError, match="exists already"):
+            refuse_used_folder(used)
+
+
+def test_an_engine_that_is_not_installed_is_named_with_the_fix(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match=r"absent_engine is needed to try, and cannot be imported .*pip install"):
+        engines.require("absent_engine", "to try")
+
+
+def test_the_card_says_what_the_model_was_made_from() -> None:
+    model = random_model(LLAMA, VOCABULARIES["word"])
+    provenance = Provenance(
+        fingerprint="0123456789abcdef", dependencies={"data/dataset": "d41d", "stages/train.py": "x"},
+        parameters={"train.seed": 42},
+    )  # fmt: skip
+    proof = Proof(
+        export="onnx", engine="onnxruntime 1", model="0123456789abcdef", split="test", rows=7, equal_completions=7,
+        tied_completions=0, encoded_prompts=7, equal_encodings=7, compared_positions=70, largest_difference=1e-6,
+        tolerance=1e-3,
+    )  # fmt: skip
+    for name in FORMATS:
+        card = model_card(name, model, provenance, {"loss": 1.25}, 'say "a"', proof)
+        for text in (
+            "0123456789abcdef",
+            "d41d",
+            "| loss | 1.25 |",
+            '"train.seed": 42',
+            "license:\n",
+            "of 7 prompts",
+            "1.0e-06",
+        ):
+            assert text.lower() in card.lower(), text
+        assert "stages/train.py" not in card
+        assert '"say \\"a\\""' in card
+    assert "not checked" in model_card("onnx", model, provenance, {}, "", None)
+    assert "7 of 7" in describe(Path("x"), proof)
