@@ -2,8 +2,8 @@
 
     python -m benchmarks.kills --kills 200
 
-Each kill hits the whole process group, or DVC alone, with SIGKILL, SIGTERM or SIGINT, at a random moment of what is left
-to do. Whenever the pipeline ends before the kill, its bytes are compared, and it begins anew without its cache.
+Each kill hits the whole process group with SIGKILL, SIGTERM, SIGINT or SIGHUP (a closed terminal), or DVC alone with SIGKILL, or
+closes the pipe that all output goes to (`dvc repro | head`), at a random moment of what is left to do. Whenever the pipeline ends before the kill, its bytes are compared, and it begins anew without its cache.
 tests/test_resume.py does it twenty times.
 """
 
@@ -33,8 +33,15 @@ HALF_MADE_BAR = re.compile(
     r"Exception ignored in: <function tqdm\.__del__ .*\nTraceback .*\n"
     r"(?:  .*\n)+  File \".*dvc.progress\.py\", line .*, in close\n(?:  .*\n)+AttributeError: .*\n"
 )
-# How a process ends: what is signalled, and with what.
-ENDINGS = (("group", signal.SIGKILL), ("group", signal.SIGTERM), ("group", signal.SIGINT), ("dvc", signal.SIGKILL))
+# How a process ends: what is signalled, and with what. The reader of a pipe is killed, and DVC ends when it writes to it.
+ENDINGS = (
+    ("group", signal.SIGKILL),
+    ("group", signal.SIGTERM),
+    ("group", signal.SIGINT),
+    ("group", signal.SIGHUP),
+    ("dvc", signal.SIGKILL),
+    ("reader", signal.SIGKILL),
+)
 
 
 def slow_toy(folder: Path, steps: int = STEPS) -> Project:
@@ -68,6 +75,23 @@ def start(project: Project, log: Path, *command: str) -> subprocess.Popen[bytes]
             stderr=output,
             start_new_session=True,
         )
+
+
+def start_with_reader(project: Project, log: Path) -> "tuple[subprocess.Popen[bytes], subprocess.Popen[bytes]]":
+    """Start `dvc repro` with its output in a pipe, and the process that reads it into the log."""
+    process = subprocess.Popen(
+        ("dvc", "repro"),
+        cwd=project.folder,
+        env=clean_environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    with log.open("ab") as output:
+        reader = subprocess.Popen("cat", stdin=process.stdout, stdout=output, start_new_session=True)
+    process.stdout.close()
+    return process, reader
 
 
 def end(process: subprocess.Popen[bytes], target: str, number: signal.Signals) -> None:
@@ -122,12 +146,16 @@ def kill_at_random(project: Project, expected: dict[str, str], kills: int, secon
     while True:
         log.write_bytes(b"")
         (project.folder / TORN).unlink(missing_ok=True)
-        process = start(project, log)
+        process, reader = start_with_reader(project, log)
         try:
             process.wait(chance.uniform(0, seconds) if killed.signals.total() < kills else None)
         except subprocess.TimeoutExpired:
             target, number = chance.choice(ENDINGS)
-            end(process, target, number)
+            if target == "reader":
+                reader.kill()
+                process.wait()
+            else:
+                end(process, target, number)
             killed.signals[f"{target} {number.name}"] += 1
             killed.stages[log.read_text().rpartition("Running stage '")[2].partition("'")[0]] += 1
         else:
@@ -135,6 +163,7 @@ def kill_at_random(project: Project, expected: dict[str, str], kills: int, secon
             if process.returncode or other:
                 raise AssertionError(f"exit code {process.returncode}, other bytes in {other}:\n{log.read_text()}")
             killed.passes += 1
+        reader.wait()
         text = HALF_MADE_BAR.sub("", log.read_text())
         killed.resumed += text.count("resumed at step")
         if "Traceback" in text:

@@ -61,10 +61,10 @@ def run(main: Callable[[], None]) -> None:
         LOG.info("where the error arose", exc_info=True)
         sys.exit(f"error: {error}")
     except Stopped as stopped:
-        print(stopped.message, file=sys.stderr)
+        print(stopped.message + _way_back_from_experiment(), file=sys.stderr)
         raise
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        print("interrupted" + _way_back_from_experiment(), file=sys.stderr)
         sys.exit(_INTERRUPTED)
     except BrokenPipeError:
         # The reader of a pipe, such as head, has had enough. Python would complain when it flushes stdout at exit.
@@ -75,6 +75,16 @@ def run(main: Callable[[], None]) -> None:
             raise
         where = f"{error.filename}: " if error.filename else ""
         sys.exit(f"error: {where}{error.strerror}; {_FIXES[error.errno]}")
+
+
+def _way_back_from_experiment() -> str:
+    """Return what to type after `dvc exp run` was stopped in the workspace: it leaves changes staged, and files deleted."""
+    if "DVC_EXP_NAME" not in os.environ or Path(os.environ.get("DVC_ROOT", "")).resolve() != Path.cwd():
+        return ""  # of another command, or in a copy that DVC deletes
+    return (
+        "\n`dvc exp run` was stopped: type the same again to go on. For another experiment first type `git reset --quiet && "
+        "git checkout HEAD -- dvc.lock metrics`, and look at params.yaml, which has the values of the one that was stopped"
+    )
 
 
 class _LossyFile(io.FileIO):

@@ -1,6 +1,7 @@
 """Train the model: data/dataset/ -> data/model/, metrics/train.json and the curves, as one MLflow run."""
 
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -54,6 +55,9 @@ def train(inputs: StageInputs, *, restart: bool, quiet: bool) -> None:
     validation = open_examples("validation", metadata, config.context_length)
     if training is None:
         raise UserError("data/dataset/: no training rows; lower split.validation and split.test in params.yaml")
+    if validation is None and not quiet and is_first_device():
+        for line in without_validation(parameters):
+            print(line, file=sys.stderr)
     lightning.seed_everything(parameters.seed, verbose=False)
     with memory_errors("lower model.context_length, d_model or n_layers in params.yaml"):
         network = Transformer(config)
@@ -89,6 +93,21 @@ def train(inputs: StageInputs, *, restart: bool, quiet: bool) -> None:
     if not quiet:
         figures = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items() if name.endswith("loss"))
         print(f"{trained.steps} steps of {metrics['parameters']:,} parameters: {figures} -> {MODEL_FOLDER}/")
+
+
+def without_validation(parameters: TrainParams) -> list[str]:
+    """Return what cannot work where no row is held out for validation, one line for each parameter."""
+    effects = {
+        "keep": "the last weights are kept" if parameters.keep == "best" else None,
+        "patience": "nothing stops early" if parameters.patience is not None else None,
+        "validate_every": "nothing is validated" if parameters.validate_every is not None else None,
+    }
+    return [
+        f"params.yaml: train.{name}: {getattr(parameters, name)} needs validation rows, and there are none: {effect}; raise "
+        "split.validation"
+        for name, effect in effects.items()
+        if effect
+    ]
 
 
 @contextmanager

@@ -166,6 +166,21 @@ def test_a_stage_goes_on_without_standard_error(redirection: str, tmp_path: Path
     assert (tmp_path / "ended").exists()
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stopped_experiment_is_told_with_the_way_back(number: signal.Signals, tmp_path: Path) -> None:
+    body = f"os.kill(os.getpid(), {int(number)})"
+    for folder, told in ((ROOT, True), (tmp_path, False)):
+        done = subprocess.run(
+            [sys.executable, "-c", PROGRAM.format(body=body)],
+            cwd=ROOT,
+            env=clean_environment() | {"DVC_EXP_NAME": "flown-damn", "DVC_ROOT": str(folder)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert ("`git reset --quiet && git checkout HEAD -- dvc.lock metrics`" in done.stderr) == told
+
+
 def test_where_an_error_arose_is_told_with_verbose_and_where_it_was_not_expected() -> None:
     told = start("raise UserError('no such file')", "--verbose").communicate()[1]
     assert "where the error arose\nTraceback" in told
