@@ -33,7 +33,7 @@ from stages.artifacts.table_columns import (
 )
 from stages.errors import UserError
 
-_BLOCK_BYTES = 1 << 22  # read at once; a frame is the rows of one block
+_BLOCK_BYTES = 1 << 20  # read at once; a frame is the rows of one block
 _LONGEST = 1 << 26  # bytes of a line and characters of a cell: a file past it is no table, or has an open quote
 _UTF8_MARK = b"\xef\xbb\xbf"
 _FOREIGN = {

@@ -8,12 +8,11 @@ Three tokenizers, each stored as the tokenizers library's JSON:
 """
 
 import difflib
-import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property, partial
-from itertools import islice, repeat
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cached_property, lru_cache, partial
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
@@ -56,13 +55,18 @@ _WORD = re.compile(rf"(?:\S|[{_ONLY_PYTHON_SPACES}])+")
 # How GPT-2, and so the tokenizers library's ByteLevel, cuts text before merging bytes.
 _GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
 _END = "\0"
-_PIECE_BYTES = 1 << 23  # of text encoded at once, so that a cell of 60 MB takes little more memory than its tokens
+_PIECE_BYTES = 1 << 21  # of text encoded at once, so that a cell of 60 MB takes little more memory than its tokens
+_ASCII_SPACES_TO_SPACE = bytes(ord(" ") if byte in b"\t\n\v\f\r" else byte for byte in range(_BYTES))
+_UNICODE_SPACE = re.compile(
+    rb"\xc2[\x85\xa0]|\xe1\x9a\x80|\xe2(?:\x80[\x80-\x8a\xa8\xa9\xaf]|\x81\x9f)|\xe3\x80\x80"  # U+85, A0, 1680, 2000 to 200A, ...
+)
+_UNICODE_SPACES_BEGIN = (b"\xc2", b"\xe1\x9a\x80", b"\xe2\x80", b"\xe2\x81\x9f", b"\xe3\x80\x80")
+_NO_WORD = -2
+_CHUNKS_KEPT = 1 << 17
+_REPEATED_AT_ONCE = 1 << 12
 _CUT = re.compile(rb"[!-~] (?=[!-~])")  # between two words: no token of any tokenizer crosses it
 _FIRST_NOT_ASCII = 0x80
 _CHARACTER_BYTES = np.repeat([1, 2, 3, 4], [0xC0, 0x20, 0x10, 0x10])  # by the first one
-_SMALLEST_SHARE = 1 << 15  # characters
-_CORES = os.cpu_count() or 1
-_SHARES_PER_CORE = 4  # of a batch's texts, since texts differ in length
 _NEAREST = 3
 _SEARCHED_FOR_NEAREST = 100_000  # words; comparing with more would take longer than a user waits for a message
 
@@ -131,9 +135,8 @@ class Vocabulary:
         known = self._text_token_ids
         match self.name:
             case "word":
-                if EOS in text:
-                    _refuse_words(text, [EOS])
                 tokens: Sequence[str] = split_words(text)
+                _refuse_words(tokens, [EOS])
             case "character":
                 tokens = text
             case "bpe":
@@ -153,7 +156,7 @@ class Vocabulary:
         encode = {"word": self._encode_words, "character": self._encode_characters, "bpe": self._encode_bytes}[
             self.name
         ]
-        pieces = [encode(str(piece, "utf-8")) for piece in _pieces(texts)]
+        pieces = [encode(piece) for piece in _pieces(texts)]
         return np.concatenate(pieces) if len(pieces) > 1 else pieces[0]
 
     def decode(self, token_ids: Sequence[int]) -> str:
@@ -191,7 +194,7 @@ class Vocabulary:
         if self.name == "character":
             return int(_CHARACTER_BYTES[first_bytes].sum())
         may_be_space = (first_bytes <= ord(" ")) | (first_bytes >= _FIRST_NOT_ASCII)
-        unclear = there[may_be_space | (token_ids[there] == (_ABSENT if self.unknown_id is None else self.unknown_id))]
+        unclear = there[may_be_space | (token_ids[there] == self._absent)]
         words = (_WORD.search(text) for text in texts.take(pa.array(unclear)).to_pylist())
         in_unclear = sum(len(word.string[: word.end()].encode()) for word in words if word)
         return in_unclear + int(np.delete(self._byte_lengths[token_ids], unclear).sum())
@@ -210,51 +213,67 @@ class Vocabulary:
         return {token: token_id for token, token_id in self.token_to_id.items() if token_id != self.eos_id}
 
     @cached_property
+    def _absent(self) -> int:
+        return _ABSENT if self.unknown_id is None else self.unknown_id
+
+    @cached_property
     def _code_point_ids(self) -> npt.NDArray[np.int32]:
         """[code points] the id of each character, of ``end`` that of <EOS>."""
-        ids = np.full(_CODE_POINTS, _ABSENT, dtype=np.int32)
+        ids = np.full(_CODE_POINTS, self._absent, dtype=np.int32)
         for token, token_id in self._text_token_ids.items():
             if token_id != self.unknown_id:
                 ids[ord(token)] = token_id
         ids[ord(_END)] = self.eos_id
         return ids
 
-    def _encode_words(self, text: str) -> TokenIds:
-        if EOS in text:
-            _refuse_words(text, [EOS])
-        words = split_words(text)
-        ids = map(self._word_ids.get, words, repeat(_ABSENT if self.unknown_id is None else self.unknown_id))
-        return self._checked(np.fromiter(ids, np.int32, len(words)))
+    @cached_property
+    def _latin_ids(self) -> bytes:
+        """[256] the id of each character of Latin-1, for a vocabulary of less than 256 tokens."""
+        return self._code_point_ids[:_BYTES].astype(np.uint8).tobytes()
+
+    def _encode_characters(self, texts: memoryview) -> TokenIds:
+        text = str(texts, "utf-8")
+        try:
+            latin = text.encode("latin-1") if self.size < _BYTES else b""
+        except UnicodeEncodeError:
+            latin = b""
+        if latin:  # a byte a character: two quick passes over bytes
+            return self._checked(np.frombuffer(latin.translate(self._latin_ids), np.uint8), absent=_BYTES + _ABSENT)
+        return self._checked(self._code_point_ids.take(_code_points(text)), _ABSENT)
+
+    def _encode_words(self, texts: memoryview) -> TokenIds:
+        words, indices = _distinct_words(texts)
+        _refuse_words(words, [f"{EOS} "])
+        token_ids = np.array([self._word_ids.get(word, self._absent) for word in words], np.int32)[indices]
+        return self._checked(token_ids[token_ids != _NO_WORD], _ABSENT)
 
     @cached_property
     def _word_ids(self) -> dict[str, int]:
-        return self._text_token_ids | {_END: self.eos_id}
+        """The id of each word with a space behind it."""
+        words = {f"{word} ": token_id for word, token_id in self._text_token_ids.items()}
+        return words | {f"{_END} ": self.eos_id, " ": _NO_WORD}
 
-    def _encode_characters(self, text: str) -> TokenIds:
-        code_points = _code_points(text)
-        token_ids = self._code_point_ids.take(code_points)
-        if self.unknown_id is not None:
-            token_ids[token_ids == _ABSENT] = self.unknown_id
-        return self._checked(token_ids)
-
-    def _checked(self, token_ids: npt.NDArray[np.int32]) -> TokenIds:
-        if len(token_ids) and token_ids.min() == _ABSENT:
+    def _checked(self, token_ids: TokenIds, absent: int) -> TokenIds:
+        if self.unknown_id is None and (token_ids == absent).any():
             raise UnusableTextError("a word or character is not in the vocabulary")
         return token_ids
 
-    def _encode_bytes(self, text: str) -> TokenIds:
-        """Encode in shares, one after another on each core."""
-        shares, begin, size = [], 0, max(len(text) // (_SHARES_PER_CORE * _CORES), _SMALLEST_SHARE)
-        while begin < len(text):
-            end = text.find(_END, begin + size) + 1 or len(text)
-            shares.append(text[begin:end])
-            begin = end
-        merges = self._merges
-        encode = partial(merges.encode_to_numpy, allowed_special={_END}, disallowed_special=())
-        if len(shares) < 2:
-            return np.concatenate([np.empty(0, np.uint32), *map(encode, shares)])
-        with ThreadPoolExecutor(_CORES) as pool:
-            return np.concatenate(list(pool.map(encode, shares)))
+    def _encode_bytes(self, texts: memoryview) -> TokenIds:
+        chunks, indices = _distinct_chunks(texts)
+        encoded = [self._encode_chunk(chunk) for chunk in chunks]
+        flat = np.fromiter(chain.from_iterable(encoded), np.int32)
+        lengths = np.fromiter(map(len, encoded), np.int64, len(encoded))
+        begins = np.cumsum(lengths) - lengths  # of each distinct chunk in flat
+        counts = lengths[indices]
+        ends = np.cumsum(counts)
+        total = int(counts.sum())
+        return np.asarray(flat[np.arange(total) + np.repeat(begins[indices] - (ends - counts), counts)])
+
+    @cached_property
+    def _encode_chunk(self) -> Callable[[str], list[int]]:
+        """Encode a chunk of ``_distinct_chunks``, most of which come again and again."""
+        encode = partial(self._merges.encode, allowed_special={_END}, disallowed_special=())
+        return lru_cache(_CHUNKS_KEPT)(encode)
 
     @cached_property
     def _merges(self) -> "tiktoken.Encoding":
@@ -316,15 +335,14 @@ def build_vocabulary(parameters: VocabularyParams, frames: Iterable[Frame]) -> V
     seen = np.zeros(_CODE_POINTS, np.bool_)
     for frame in frames:
         if parameters.tokenizer == "word":
-            text = str(joined_texts(frame, "\n"), "utf-8")
-            try:
-                _refuse_words(text, added)
-            except UnusableTextError:
-                find_unusable_text(frame, partial(_refuse_words, reserved=added))
-                raise
-            tokens |= dict.fromkeys(split_words(text))
+            words, _ = _distinct_words(joined_texts(frame, " "))
+            if not {f"{word} " for word in added}.isdisjoint(words):
+                find_unusable_text(frame, lambda text: _refuse_words(split_words(text), added))
+            tokens |= dict.fromkeys(words)
         elif _has_new_characters(frame, seen):
             tokens |= dict.fromkeys(_new_characters(str(joined_texts(frame, ""), "utf-8"), seen))
+    if parameters.tokenizer == "word":
+        tokens = dict.fromkeys(word.removesuffix(" ") for word in tokens if word != " ")
     ids = {token: token_id for token_id, token in enumerate([*tokens, *added])}
     unknown = UNKNOWN if parameters.unknown_token else _NO_UNKNOWN
     tokenizer = Tokenizer(models.WordLevel(ids, unk_token=unknown))
@@ -353,6 +371,45 @@ def _pieces(texts: memoryview) -> Iterator[memoryview]:
     yield texts[begin:]
 
 
+def _distinct(text: bytes | memoryview, begins: npt.NDArray[np.bool_]) -> tuple[list[str], npt.NDArray[np.int32]]:
+    """Cut a text in UTF-8 at the bytes with which a piece ``begins``, the first one among them.
+
+    Returns:
+        the distinct pieces, by their first appearance, and for each piece which of these it is.
+    """
+    offsets = np.append(np.flatnonzero(begins), len(text)).astype(np.int32)
+    pieces = pa.StringArray.from_buffers(
+        len(offsets) - 1, pa.py_buffer(offsets), pa.py_buffer(text)
+    ).dictionary_encode()
+    return pieces.dictionary.to_pylist(), pieces.indices.to_numpy()
+
+
+def _distinct_words(texts: memoryview) -> tuple[list[str], npt.NDArray[np.int32]]:
+    """Cut text into words as ``split_words`` does, each with a space behind it; see ``_distinct``.
+
+    A space alone is no word: between two spaces.
+    """
+    spaced = bytes(texts).translate(_ASCII_SPACES_TO_SPACE) + b" "
+    if _has_unicode_space(spaced):
+        spaced = _UNICODE_SPACE.sub(b" ", spaced)
+    return _distinct(spaced, np.frombuffer(b" " + spaced[:-1], np.uint8) == ord(" "))
+
+
+def _has_unicode_space(text: bytes) -> bool:
+    return any(begin in text for begin in _UNICODE_SPACES_BEGIN) and _UNICODE_SPACE.search(text) is not None
+
+
+def _distinct_chunks(texts: memoryview) -> tuple[list[str], npt.NDArray[np.int32]]:
+    """Cut text at spaces between which ``_GPT2_PATTERN`` cuts it as well, and around each ``_END``; see ``_distinct``."""
+    data = np.frombuffer(texts, np.uint8)
+    before = np.concatenate([[0], data[:-1]]).astype(np.uint8)
+    # Every token ends before a space, but one of white space, which may go on.
+    ends_token = before > ord(" ")
+    if _has_unicode_space(bytes(texts)):
+        ends_token &= before < _FIRST_NOT_ASCII
+    return _distinct(texts, ((data == ord(" ")) & ends_token) | (data == 0) | (before == 0))
+
+
 def _code_points(text: str) -> npt.NDArray[np.uint32]:
     return np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)
 
@@ -379,17 +436,35 @@ def _new_characters(text: str, seen: npt.NDArray[np.bool_]) -> Iterator[str]:
 
 def _train_bpe(size: int, frames: Iterable[Frame]) -> Tokenizer:
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=size - 1,  # <EOS> comes last
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    texts = (str(joined_texts(frame, _END), "utf-8").split(_END) for frame in frames)
-    tokenizer.train_from_iterator(texts, trainer)
+    # Half of the library's time is cutting text. Words are cut here, each once, and repeated for it to count.
+    tokenizer.pre_tokenizer = pre_tokenizers.CharDelimiterSplit(" ")
+    tokenizer.train_from_iterator(_repeated_words(frames), trainer)
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
     _add_eos(tokenizer)
     return tokenizer
+
+
+def _repeated_words(frames: Iterable[Frame]) -> Iterator[str]:
+    """Yield every word of byte-level BPE as often as it stands in the frames, with spaces between, which no word has."""
+    chunks: Counter[str] = Counter()
+    for frame in frames:
+        distinct, indices = _distinct_chunks(joined_texts(frame, _END))
+        chunks.update(dict(zip(distinct, np.bincount(indices, minlength=len(distinct)).tolist(), strict=True)))
+    del chunks[_END]
+    cut = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    words: Counter[str] = Counter()
+    for chunk, count in chunks.items():
+        for word, _ in cut.pre_tokenize_str(chunk):
+            words[word] += count
+    for word, count in words.items():
+        for done in range(0, count, _REPEATED_AT_ONCE):
+            yield f"{word} " * min(count - done, _REPEATED_AT_ONCE)
 
 
 def _add_eos(tokenizer: Tokenizer) -> None:
@@ -417,9 +492,9 @@ def _name(tokenizer: Tokenizer) -> TokenizerName:
     )
 
 
-def _refuse_words(text: str, reserved: Sequence[str]) -> None:
+def _refuse_words(words: Sequence[str], reserved: Sequence[str]) -> None:
     for word in reserved:
-        if word in text and word in split_words(text):  # the first test is the quick one
+        if word in words:
             raise UnusableTextError(
                 f"the word {word} has a meaning of its own and cannot stand in a text; write it another way"
             )
