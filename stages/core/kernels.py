@@ -14,6 +14,46 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+# --------------------------------------------------------------------------------------------------- random numbers
+
+_GOLDEN, _FIRST, _SECOND = -0x61C8864680B583EB, -0x40A7B892E31B1A47, -0x6B2FB644ECCEEE15
+"""SplitMix64's constants, 0x9E37_79B9_7F4A_7C15, 0xBF58_476D_1CE4_E5B9 and 0x94D0_49BB_1331_11EB, as signed numbers."""
+
+_WORDS_AT_ONCE = 1 << 15
+"""256 KiB: what one thread of a CPU mixes at once without leaving its cache."""
+
+
+def random_words(seeds: Tensor, count: int) -> Tensor:
+    """Return for each seed its first ``count`` random words of 64 bits, int64 [R, count].
+
+    A word is a function of its seed and its number alone, on every device: SplitMix64 (Steele et al. 2014, figure 14), but
+    for its last step, which adds, where torch has no shift of unsigned numbers.
+
+    Args:
+        seeds: int64 [R].
+        count: words for each seed.
+    """
+    words = seeds[:, None] + torch.arange(1, count + 1, device=seeds.device) * _GOLDEN
+    for some in words.split(_rows_at_once(words)):
+        _mix(some)
+    return words
+
+
+def _mix(words: Tensor) -> None:
+    """Mix each word's bits in place."""
+    words ^= words >> 30
+    words *= _FIRST
+    words ^= words >> 27
+    words *= _SECOND
+    words += words >> 32
+
+
+def _rows_at_once(words: Tensor) -> int:
+    if torch.compiler.is_compiling() or words.device.type != "cpu":
+        return len(words)
+    return max(1, _WORDS_AT_ONCE * torch.get_num_threads() // max(1, words.shape[1]))
+
+
 # ---------------------------------------------------------------------------------------------------------- dropout
 
 _DRAWS = 1 << 16
@@ -22,10 +62,14 @@ _DRAWS = 1 << 16
 class Dropout(nn.Module):
     """Zero numbers at random in training, and scale the others so that the mean stays: Srivastava et al. 2014."""
 
+    row_seeds: Tensor | None
+    """int64 [B], the seed of each row of the next batch; None: torch's global generator draws them."""
+
     def __init__(self, p: float) -> None:
         """Set the probability that a number becomes zero: 0 to 1, 1 excluded."""
         super().__init__()
         self.p = p
+        self.row_seeds = None
 
     @property
     def acts(self) -> bool:
@@ -33,27 +77,37 @@ class Dropout(nn.Module):
         return self.training and self.p > 0
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map a tensor to one of its shape."""
-        return drop(x, self.p) if self.acts else x
+        """Map [B, ...] to the same shape."""
+        if not self.acts:
+            return x
+        seeds = self.row_seeds
+        return drop(x, self.p, torch.randint(1 << 62, (len(x),), device=x.device) if seeds is None else seeds)
 
 
-def drop(x: Tensor, dropout_p: float) -> Tensor:
+def drop(x: Tensor, dropout_p: float, row_seeds: Tensor) -> Tensor:
     """Zero numbers with a probability, and scale the others.
 
-    torch's own asks a CPU's generator, which knows no threads, for 64 bits a number. Here a CPU draws 16: the
-    probability is rounded to a multiple of 2^-16, and a layer's dropout takes a quarter of the time.
+    What is zeroed in a row depends on its seed alone, whatever other rows are in the batch. Each number takes 16 random
+    bits, so that the probability is rounded to a multiple of 2^-16.
 
     Args:
-        x: of any shape.
+        x: [B, ...].
         dropout_p: 0 to 1, 1 excluded.
+        row_seeds: int64 [B].
     """
-    if x.device.type != "cpu":
-        return functional.dropout(x, dropout_p)
     dropped = min(round(dropout_p * _DRAWS), _DRAWS - 1)
-    words = torch.randint(-(1 << 63), (1 << 63) - 1, (-(-x.numel() // 4),))
-    draws = words.view(torch.int16)[: x.numel()].view(x.shape)
+    numbers = x[0].numel() if len(x) else 0
+    words = random_words(row_seeds, 16 * -(-numbers // 64))  # inductor's vectors of int64 write beyond other ends
+    draws = words.view(torch.int16)[:, :numbers].reshape(x.shape)  # 4 to a word
     kept = torch.ge(draws, dropped - _DRAWS // 2, out=torch.empty_like(x))
     return x * kept.mul_(_DRAWS / (_DRAWS - dropped))
+
+
+def seed_dropout(network: nn.Module, row_seeds: Tensor) -> None:
+    """Make all dropout of the next forward pass a function of the rows' seeds, int64 [B], on the network's device."""
+    layers = [module for module in network.modules() if isinstance(module, Dropout)]
+    for layer, seeds in zip(layers, random_words(row_seeds, len(layers)).unbind(1), strict=True):
+        layer.row_seeds = seeds
 
 
 # -------------------------------------------------------------------------------------------------------- attention
@@ -74,26 +128,30 @@ FEW_TOKENS = 512
 
 
 def attend(definition: Definition, queries: Tensor, keys: Tensor, values: Tensor, dropout: Dropout) -> Tensor:
-    """Return the context, [B, N, T, H], in whichever way is fastest; arguments as for ``explicit_attention``."""
-    if _explicit_is_faster(queries, queries.shape[2], dropout):
+    """Return the context, [B, N, T, H], in whichever way is fastest; arguments as for ``explicit_attention``.
+
+    With dropout that is step by step: the fused operation draws for the batch as a whole, so that what it drops in a row
+    would depend on how rows are shared out to devices.
+    """
+    if dropout.acts or _is_bfloat16_on_cpu(queries):
         return definition(queries, keys, values, dropout)[0]
-    return fused_attention(queries, keys, values, dropout_p=dropout.p if dropout.acts else 0.0)
+    return fused_attention(queries, keys, values)
 
 
 def to_attention_dtype(qkv: Tensor, dropout: Dropout) -> Tensor:
     """Return queries, keys and values, [B, T, (N+2K)H], in the type of numbers in which ``attend`` is fast.
 
-    A CPU's fused operation is slow in bfloat16, above all backward. Casting before the heads are taken apart makes one
-    copy, where casting queries, keys and values by themselves makes three.
+    A CPU's fused operation is slow in bfloat16, above all backward. There a training attends step by step in bfloat16,
+    where the CPU computes it and the tokens are few; else the fused operation takes float32. Casting before the heads are
+    taken apart makes one copy, where casting queries, keys and values by themselves makes three.
     """
-    if _is_bfloat16_on_cpu(qkv) and not _explicit_is_faster(qkv, qkv.shape[1], dropout):
-        return qkv.float()
-    return qkv
+    if not _is_bfloat16_on_cpu(qkv) or dropout.acts:
+        return qkv
+    explicit_is_faster = torch.is_grad_enabled() and CPU_COMPUTES_BFLOAT16 and qkv.shape[1] <= FEW_TOKENS
+    return qkv if explicit_is_faster else qkv.float()
 
 
-def fused_attention(
-    queries: Tensor, keys: Tensor, values: Tensor, attention_mask: Tensor | None = None, dropout_p: float = 0.0
-) -> Tensor:
+def fused_attention(queries: Tensor, keys: Tensor, values: Tensor, attention_mask: Tensor | None = None) -> Tensor:
     """Attend in one fused operation (Dao et al. 2022), which needs memory in proportion to T instead of T^2.
 
     Args:
@@ -101,20 +159,18 @@ def fused_attention(
         keys: [B, K, S, H]; S = T, or T = 1.
         values: [B, K, S, H].
         attention_mask: bool [B, 1, T, S]: which tokens are attended to; None: every token up to the query's own.
-        dropout_p: the probability that an attention weight becomes zero.
 
     Returns:
         the context, [B, N, T, H].
     """
     if torch.is_autocast_enabled("cpu") and queries.device.type == "cpu" and queries.dtype == torch.float32:
         with torch.autocast("cpu", enabled=False):  # it would cast back to bfloat16
-            return fused_attention(queries, keys, values, attention_mask, dropout_p)
+            return fused_attention(queries, keys, values, attention_mask)
     return functional.scaled_dot_product_attention(
         queries,
         keys,
         values,
         attn_mask=attention_mask,
-        dropout_p=dropout_p,
         is_causal=attention_mask is None and queries.shape[-2] > 1,
         enable_gqa=queries.shape[1] != keys.shape[1],
     )
@@ -122,17 +178,6 @@ def fused_attention(
 
 def _is_bfloat16_on_cpu(like: Tensor) -> bool:
     return like.dtype == torch.bfloat16 and like.device.type == "cpu"
-
-
-def _explicit_is_faster(like: Tensor, tokens: int, dropout: Dropout) -> bool:
-    """Return whether training attends faster step by step than fused.
-
-    On a CPU it does with dropout, for which torch has no fused operation there, and in bfloat16, where fusing takes
-    float32.
-    """
-    if like.device.type != "cpu" or not torch.is_grad_enabled():
-        return False
-    return dropout.acts or (like.dtype == torch.bfloat16 and CPU_COMPUTES_BFLOAT16 and tokens <= FEW_TOKENS)
 
 
 # ----------------------------------------------------------------------------------------------------- module calls

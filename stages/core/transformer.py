@@ -40,19 +40,19 @@ class ModelParams(ParamsModel):
         pydantic.ValidationError: a value is out of range, or two values contradict each other.
     """
 
-    context_length: int = pydantic.Field(ge=2)
+    context_length: int = pydantic.Field(ge=2, le=2**20)
     """The most tokens the model reads at once."""
-    d_model: int = pydantic.Field(ge=1)
+    d_model: int = pydantic.Field(ge=1, le=2**16)
     """Numbers that stand for one token between the layers."""
-    n_layers: int = pydantic.Field(ge=1)
+    n_layers: int = pydantic.Field(ge=1, le=1024)
     """Blocks, one after the other."""
-    n_heads: int = pydantic.Field(ge=1)
+    n_heads: int = pydantic.Field(ge=1, le=1024)
     """Attention heads of a block; each works on d_model / n_heads numbers."""
-    n_kv_heads: int | None = pydantic.Field(ge=1)
+    n_kv_heads: int | None = pydantic.Field(ge=1, le=1024)
     """Heads of keys and values, each shared by n_heads / n_kv_heads query heads; null: as many as n_heads."""
     feed_forward: Literal["none", "gelu", "swiglu"]
     """What follows attention in a block: nothing, two layers with a GELU between, or a gated SwiGLU."""
-    d_ff: int | None = pydantic.Field(ge=1)
+    d_ff: int | None = pydantic.Field(ge=1, le=2**18)
     """The feed-forward's inner width; null: 4 d_model."""
     norm: Literal["none", "layer", "rms"]
     """The normalisation before attention, before the feed-forward and before the output layer."""
@@ -105,7 +105,7 @@ class ModelParams(ParamsModel):
 class TransformerConfig(ModelParams):
     """Everything that a model's shape depends on; saved beside its weights."""
 
-    vocabulary_size: int = pydantic.Field(ge=1)
+    vocabulary_size: int = pydantic.Field(ge=1, le=2**24)
     """Different tokens, from the vocabulary's file."""
 
 

@@ -54,9 +54,8 @@ class TrainingBatches(Dataset[Batch]):
     def __getitem__(self, index: int) -> Batch:
         step, part = divmod(index, self._plan.micro_batches)
         input_ids, targets, scored = self._step(step)
-        size = self._plan.micro_batch_size
-        first = (self._rank * self._plan.micro_batches + part) * size
-        return Batch(input_ids[first : first + size], targets[first : first + size], scored)
+        rows = self._plan.rows(self._rank, part)
+        return Batch(input_ids[rows], targets[rows], scored)
 
     def _read_step(self, step: int) -> tuple[torch.Tensor, torch.Tensor, int]:
         """Return the whole step: every device needs the number of targets in all of it."""

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
+from stages.core.kernels import random_words, seed_dropout
 from stages.core.loss import summed_loss
 from stages.core.transformer import Transformer
 from stages.core.windows import IGNORE_INDEX
@@ -110,6 +111,13 @@ class LanguageModel(lightning.LightningModule):
         return total.cpu()
 
     def _seed_dropout(self, batch_idx: int) -> None:
-        """Make dropout a function of the step alone, so that a resumed run drops what an uninterrupted one drops."""
-        words = np.random.SeedSequence((self._optimization.seed, batch_idx, self.trainer.global_rank)).generate_state(2)
-        torch.manual_seed(int(words[0]) << 32 | int(words[1]))
+        """Seed dropout by the step and each example's place in it, whatever devices and micro-batches divide it."""
+        step, micro_batch = divmod(batch_idx, self._plan.micro_batches)
+        seeds = dropout_seeds(self._optimization.seed, step, self._plan.batch_size)
+        seed_dropout(self.network, seeds[self._plan.rows(self.trainer.global_rank, micro_batch)].to(self.device))
+
+
+def dropout_seeds(seed: int, step: int, examples: int) -> torch.Tensor:
+    """Return the seed of dropout for each example of one optimiser step, int64 [examples]."""
+    words = np.random.SeedSequence((seed, step)).generate_state(1, np.uint64).view(np.int64)
+    return random_words(torch.from_numpy(words), examples)[0]

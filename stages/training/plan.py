@@ -27,6 +27,11 @@ class TrainingPlan:
         """Return the steps that one epoch takes, to the nearest whole step."""
         return max(1, round(self.examples / self.batch_size))
 
+    def rows(self, rank: int, micro_batch: int) -> slice:
+        """Return which examples of a step one device computes in one of its micro-batches, both numbered from 0."""
+        first = (rank * self.micro_batches + micro_batch) * self.micro_batch_size
+        return slice(first, first + self.micro_batch_size)
+
     def epochs(self, steps: int) -> float:
         """Return the epochs that a number of steps makes."""
         return steps * self.batch_size / self.examples

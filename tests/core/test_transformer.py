@@ -13,10 +13,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
+from torch._dynamo.utils import counters
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from stages.core import kernels, transformer
-from stages.core.kernels import FEW_TOKENS, Dropout, attend, drop, fused_attention
+from stages.core.kernels import FEW_TOKENS, Dropout, attend, drop, fused_attention, random_words, seed_dropout
 from stages.core.kv_cache import KeyValueCache
 from stages.core.transformer import (
     Attention,
@@ -102,6 +103,11 @@ def some_ids(model: Transformer, batch: int = 3, tokens: int | None = None) -> T
         ({"d_ff": 8}, ("d_ff: found 8", "null")),
         ({"positions": "alibi"}, ("positions", "'sinusoidal', 'learned' or 'rotary'")),
         ({"d_ff": "8"}, ("d_ff", "integer")),
+        ({"n_layers": 10**6}, ("n_layers", "less than or equal to 1024")),
+        *(
+            ({size: 10**19}, (size, "less than or equal to"))
+            for size in ("context_length", "d_model", "n_layers", "n_heads", "n_kv_heads", "d_ff", "vocabulary_size")
+        ),
     ],
 )
 def test_wrong_parameters_are_named(changes: dict[str, Any], parts: tuple[str, ...]) -> None:
@@ -199,9 +205,8 @@ def test_a_cpu_attends_explicitly_where_it_trains_with_dropout(
 def test_dropout_zeroes_or_scales_each_number_and_its_gradient_alike(
     dtype: torch.dtype, dropout_p: float, numbers: int, seed: int
 ) -> None:
-    torch.manual_seed(seed)
-    x = torch.ones(numbers, 3, dtype=dtype, requires_grad=True)
-    y = drop(x, dropout_p)
+    x = torch.ones(3, numbers, dtype=dtype, requires_grad=True)
+    y = drop(x, dropout_p, random_words(torch.tensor([seed]), 3)[0])
     kept = y != 0
     # The probability is one of 65,536; all but one of these at most are zeroed.
     scale = max(1 - dropout_p, 1 / 65536)
@@ -212,12 +217,15 @@ def test_dropout_zeroes_or_scales_each_number_and_its_gradient_alike(
 
 @pytest.mark.parametrize("dropout_p", [0.0, 0.1, 0.5, 0.999])
 def test_dropout_zeroes_its_share_and_keeps_the_mean(dropout_p: float) -> None:
-    drawn = drop(torch.ones(1000, 1001), dropout_p)
+    drawn = drop(torch.ones(1000, 1001), dropout_p, torch.arange(1000))
     assert (drawn == 0).float().mean() == pytest.approx(dropout_p, abs=0.002)
     assert drawn.mean() == pytest.approx(1, abs=0.1 if dropout_p > 0.9 else 0.005)
     # Neighbours are drawn apart: both are zero as often as chance has it.
-    both = ((drawn[:, 1:] == 0) & (drawn[:, :-1] == 0)).float().mean()
-    assert both == pytest.approx(dropout_p**2, abs=0.003)
+    # So are rows of neighbouring seeds, and a row's numbers a word or two apart.
+    pairs = [(drawn[:, step:], drawn[:, :-step]) for step in (1, 2, 3, 4, 8)]
+    pairs += [(drawn[step:], drawn[:-step]) for step in (1, 2, 16)]
+    for first, second in pairs:
+        assert ((first == 0) & (second == 0)).float().mean() == pytest.approx(dropout_p**2, abs=0.003)
 
 
 def test_dropout_of_explicit_attention_zeroes_its_share_of_the_weights() -> None:
@@ -407,6 +415,74 @@ def test_tied_embeddings_are_one_parameter() -> None:
     model = make(GPT2)
     assert model.output.weight is model.embedding.weight
     assert make(GPT2, tie_embeddings=False).output.weight is not model.embedding.weight
+
+
+def test_random_words_are_splitmix64() -> None:
+    mask = (1 << 64) - 1
+
+    def signed(word: int) -> int:
+        return ((word + (1 << 63)) & mask) - (1 << 63)
+
+    for seed in (0, 1, -5, 1 << 62):
+        state, expected = seed, []
+        for _ in range(5):
+            state = (state + 0x9E3779B97F4A7C15) & mask
+            word = state ^ (signed(state) >> 30) & mask
+            word = word * 0xBF58476D1CE4E5B9 & mask
+            word ^= (signed(word) >> 27) & mask
+            word = word * 0x94D049BB133111EB & mask
+            expected.append(signed(word + (signed(word) >> 32)))
+        assert random_words(torch.tensor([seed]), 5)[0].tolist() == expected
+
+
+@pytest.mark.parametrize("bits", range(0, 64, 7))
+def test_random_bits_are_even_and_independent(bits: int) -> None:
+    words = random_words(torch.arange(50), 2000) >> bits & 127
+    counts = words.flatten().bincount(minlength=128).double()
+    expected = words.numel() / min(128, 1 << (64 - bits))
+    # 100,000 draws over at most 128 values: the sum is about the number of values, give or take 16 for one deviation.
+    chi_square = ((counts[counts > 0] - expected) ** 2 / expected).sum().item()
+    assert chi_square < 128 + 6 * 16
+
+
+def test_a_row_drops_the_same_in_any_batch() -> None:
+    model = make(GPT2 | {"dropout": 0.3}).train()
+    ids, seeds = some_ids(model, batch=6), torch.arange(6)
+
+    def hidden(rows: slice) -> Tensor:
+        seed_dropout(model, seeds[rows])
+        return model.hidden_states(ids[rows])
+
+    whole = hidden(slice(0, 6))
+    for size in (1, 2, 3):
+        parts = [hidden(slice(first, first + size)) for first in range(0, 6, size)]
+        torch.testing.assert_close(torch.cat(parts), whole)
+    torch.testing.assert_close(hidden(slice(0, 6)), whole)
+    seeds = seeds + 1
+    assert not torch.allclose(hidden(slice(0, 6)), whole)
+
+
+def test_a_compiled_network_drops_what_a_plain_one_drops() -> None:
+    model = make(GPT2 | {"dropout": 0.3, "n_layers": 1}).train()
+    counters.clear()
+    compiled = torch.compile(model.hidden_states, fullgraph=True, dynamic=False)
+    ids = some_ids(model)
+    for seed in (1, 2):
+        seed_dropout(model, torch.arange(3) * seed)
+        plain, fast = model.hidden_states(ids), compiled(ids)
+        torch.testing.assert_close(fast, plain, atol=1e-5, rtol=1e-5)
+        gradients = [torch.autograd.grad(hidden.square().sum(), model.embedding.weight) for hidden in (plain, fast)]
+        torch.testing.assert_close(*gradients, atol=1e-4, rtol=1e-4)
+    assert counters["stats"]["unique_graphs"] == 1
+
+
+def test_every_dropout_of_the_network_draws_apart() -> None:
+    model = make(GPT2 | {"dropout": 0.5}).train()
+    seed_dropout(model, torch.arange(3))
+    layers = [module for module in model.modules() if isinstance(module, Dropout)]
+    assert len(layers) == 1 + 2 * 2  # the embeddings; attention weights and branches of each block
+    seeds = torch.stack([layer.row_seeds for layer in layers if layer.row_seeds is not None])
+    assert len(seeds.unique()) == 3 * len(layers)
 
 
 @pytest.mark.parametrize("bfloat16", [True, False])

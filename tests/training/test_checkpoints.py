@@ -23,7 +23,7 @@ EVERY_STEP = 1e-9
 STEPS = 12
 # A point every seven steps, so that losses wait for the next one when the training is saved, which devices do every ten.
 FEW_POINTS = 6
-MANY_STEPS: dict[str, Any] = {"max_steps": 40, "dropout": 0.0}
+MANY_STEPS: dict[str, Any] = {"max_steps": 40}
 ROOT = Path(__file__).parents[2]
 
 
@@ -139,7 +139,7 @@ def test_out_of_memory_the_step_may_be_cut_into_smaller_micro_batches() -> None:
     _, trained = train(folder, runtime={"micro_batch_size": 1})
     _, expected = train(None)
     assert [step for step, _ in trained.curves.train_loss] == [step for step, _ in expected.curves.train_loss]
-    assert trained.curves.train_loss[-1][1] == pytest.approx(expected.curves.train_loss[-1][1], abs=0.2)
+    assert trained.curves.train_loss[-1][1] == pytest.approx(expected.curves.train_loss[-1][1], abs=1e-4)
 
 
 def test_more_devices_or_fewer_go_on_with_a_training(monkeypatch: pytest.MonkeyPatch) -> None:
