@@ -7,6 +7,7 @@ import torch
 from filelock import FileLock
 from torch._inductor.codecache import get_lock_dir
 
+from stages.training import fit as fit_module
 from stages.training.compile_cache import is_whole, remove_incomplete_libraries
 from tests.training.conftest import network, train
 
@@ -35,12 +36,11 @@ def test_a_library_that_a_process_is_writing_stays(cache: Path) -> None:
     assert [path.name for path in cache.glob("ab/*")] == ["written.main.so"]
 
 
-def test_a_killed_compilation_is_made_again(cache: Path) -> None:
-    torch.compiler.reset()
-    expected = train(network(), compile=True, max_steps=1)
-    libraries = list(cache.glob("*/*.so"))
-    assert libraries
-    for library in libraries:
-        library.write_bytes(b"")
-    torch.compiler.reset()
-    assert train(network(), compile=True, max_steps=1).curves.train_loss == expected.curves.train_loss
+def test_a_training_that_compiles_looks_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: list[bool] = []
+    monkeypatch.setattr(fit_module, "remove_incomplete_libraries", lambda: looked.append(True))
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+    train(network(), max_steps=1)
+    assert not looked
+    train(network(), max_steps=1, compile=True)
+    assert looked == [True]
