@@ -1,6 +1,7 @@
 """Servers that the tests start on this machine's loopback, and stop."""
 
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -65,11 +66,12 @@ def wait_until_listening(server: "subprocess.Popen[bytes]", port: int, log: Path
     pytest.fail(f"port {port}: {server.args!r} does not listen:\n{log.read_text(errors='replace')[-3000:]}")
 
 
-DATABASE_PASSWORD = "p4ssword-of-the-database"
+# Drawn, so that no file of a clone holds them unless one was leaked.
+DATABASE_PASSWORD = secrets.token_hex(16)
 # An account as a cloud gives them, with characters that an address would have to escape.
 S3_ACCOUNT = {
     "AWS_ACCESS_KEY_ID": "AKIA7TESTACCOUNT",
-    "AWS_SECRET_ACCESS_KEY": "s3cr3t/with+odd=characters",
+    "AWS_SECRET_ACCESS_KEY": f"{secrets.token_hex(16)}/+=",
     "AWS_DEFAULT_REGION": "us-east-1",
 }
 

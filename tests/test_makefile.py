@@ -78,6 +78,12 @@ USES = [
     ("preset", "PRESET", "<python><-m><presets.use><--><{}"),
     ("repro", "PRESET", "<python><-m><presets.use><--><{}"),
     ("preset", "TEXT", "<python><-m><presets.use><--text={}><--><"),
+    ("fit", "CSV", "<python><-m><presets.fit><--><{}"),
+    ("repro", "CSV", "<python><-m><presets.fit><--><{}"),
+    ("fit", "MINUTES", "<python><-m><presets.fit><--minutes={}><--><"),
+    ("compare", "SORT", "<python><-m><stages.commands.compare><--sort={}"),
+    ("verdict", "A", "<python><-m><stages.commands.verdict><--><{}><workspace"),
+    ("verdict", "B", "<python><-m><stages.commands.verdict><--><main><{}"),
     ("ui", "PORT", "<python><-m><stages.commands.ui><--port={}"),
     ("bench", "NANOGPT", "<python><-m><benchmarks.training><--nanogpt={}"),
     ("bench", "THREADS", "<python><-m><benchmarks.attention><--threads={}"),
@@ -93,6 +99,17 @@ def test_text_arrives_as_it_was_given(
     done = make(project, target, **{name: nasty}) if by_environment else make(project, target, f"{name}={nasty}")
     assert done.returncode == 0, done.stderr
     assert call.format(nasty) in called(project)
+    assert not (project / "pwned").exists()
+
+
+@pytest.mark.parametrize("nasty", NASTY)
+@pytest.mark.parametrize("name", ["PROMPT", "COMPLETION"])
+def test_a_column_counts_only_where_it_is_typed(name: str, nasty: str, project: Path) -> None:
+    """Shells have a variable PROMPT of their own."""
+    assert make(project, "fit", "CSV=mine.csv", f"{name}={nasty}").returncode == 0
+    assert make(project, "fit", "CSV=mine.csv", **{name: nasty}).returncode == 0
+    typed = f"<python><-m><presets.fit><--{name.lower()}={nasty}><--><mine.csv"
+    assert called(project) == [typed, "<python><-m><presets.fit><--><mine.csv"]
     assert not (project / "pwned").exists()
 
 
@@ -192,5 +209,5 @@ def test_help_names_every_target_that_is_for_people() -> None:
     printed = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     targets = {line.split()[1] for line in printed.splitlines()}
     assert targets == {
-        "help", "repro", "preset", "test", "ui", "compare", "verdict", "bench", "deps", "lock", "clean",
+        "help", "repro", "preset", "fit", "test", "ui", "compare", "verdict", "bench", "deps", "lock", "clean",
     }  # fmt: skip

@@ -140,7 +140,7 @@ def test_what_a_colleague_trained_is_not_trained_again(s3_team: tuple[Project, P
     for project in (giver, taker := cloned(origin, tmp_path / "taker")):
         project.replace("params.yaml", "learning_rate: 0.1", "learning_rate: 0.07")
     assert giver.stages_run("repro") == ["train", "evaluate"]
-    giver.run("dvc", "push", "--run-cache")
+    giver.run("python", "-m", "stages.commands.share_results")
     taker.run("dvc", "pull", "--run-cache", "--allow-missing")
     assert taker.stages_run("repro", "--pull") == []
     assert answer(taker) == ANSWER
@@ -157,7 +157,6 @@ def test_a_csv_on_s3_is_tracked(s3_team: tuple[Project, Path]) -> None:
     assert giver.stages_run("repro") == ["build_vocabulary", "build_dataset", "train", "evaluate"]
     assert "Older" in (giver.folder / "data/vocabulary.json").read_text(encoding="utf-8")
     upload(b"prompt,completion\nwhat is RNN,Oldest\n")
-    assert "changed" in giver.run("dvc", "status", "data/mine.csv.dvc").stdout
     giver.run("dvc", "update", "data/mine.csv.dvc")
     assert giver.stages_run("repro")[:2] == ["build_vocabulary", "build_dataset"]
     assert "Oldest" in (giver.folder / "data/vocabulary.json").read_text(encoding="utf-8")

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import secrets
 import shutil
 import subprocess
 import time
@@ -32,8 +33,8 @@ pytestmark = pytest.mark.slow
 
 CLONES = 4
 LEARNING_RATES = ("0.02", "0.05")  # one after the other in each clone: eight trainings
-ADMIN_PASSWORD = "p4ssword-of-the-admin"
-USER, USER_PASSWORD = "ada", "p4ssword of/ada@home"
+ADMIN_PASSWORD = secrets.token_hex(16)
+USER, USER_PASSWORD = "ada", f"{secrets.token_hex(16)} /@"
 
 
 class Team:
@@ -86,8 +87,8 @@ class Team:
         pytest.fail("the server does not answer")
 
     def query(self, sql: str) -> list[tuple[Any, ...]]:
-        psycopg2 = pytest.importorskip("psycopg2", reason="psycopg2 is not installed: make test installs it")
-        with psycopg2.connect(self.database) as connection, connection.cursor() as cursor:
+        psycopg = pytest.importorskip("psycopg", reason="psycopg is not installed: make test installs it")
+        with psycopg.connect(self.database) as connection, connection.cursor() as cursor:
             cursor.execute(sql)
             rows: list[tuple[Any, ...]] = cursor.fetchall()
             return rows
@@ -187,12 +188,12 @@ def check_logins(team: Team) -> None:
 
 def check_secrets(team: Team, outputs: list[str]) -> None:
     """No password is in a clone's files, in what was printed, or in the server's log."""
-    secrets = (DATABASE_PASSWORD, ADMIN_PASSWORD, USER_PASSWORD, S3_ACCOUNT["AWS_SECRET_ACCESS_KEY"])
+    passwords = (DATABASE_PASSWORD, ADMIN_PASSWORD, USER_PASSWORD, S3_ACCOUNT["AWS_SECRET_ACCESS_KEY"])
     files = [file for file in team.folder.rglob("*") if file.is_file()]
     assert len(files) > 100
     texts = [*outputs, *(file.read_bytes().decode(errors="replace") for file in files)]
-    for secret in secrets:
-        assert not [text for text in texts if secret in text], secret
+    for password in passwords:
+        assert not [text for text in texts if password in text], password
 
 
 def test_compose_starts_the_same_script_with_all_that_it_asks_for() -> None:
