@@ -51,8 +51,8 @@ def main() -> None:
     prompts = [Prompt(f"prompt {number}", text) for number, text in enumerate(options.prompts, start=1)]
     prompts = prompts or read_prompts(options.file, as_json=options.json_prompts)
     if len(prompts) == 1 and options.num_samples == 1 and not options.json:
-        token_ids = encode_prompt(prompts[0], model, vocabulary)
-        for piece in text_pieces(stream(model.network, token_ids, vocabulary.eos_id, longest, sampling), vocabulary):
+        prompt_ids = encode_prompt(prompts[0], model, vocabulary)
+        for piece in text_pieces(stream(model.network, prompt_ids, vocabulary.eos_id, longest, sampling), vocabulary):
             write(piece)
         write("\n")
         return

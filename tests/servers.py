@@ -114,7 +114,7 @@ def postgresql_server(folder: Path) -> Iterator[str]:
         password = data / "password"
         password.write_text(DATABASE_PASSWORD)
         password.chmod(0o644)
-        made = [
+        made: list[str | Path] = [
             initdb,
             "--pgdata",
             data / "db",

@@ -19,7 +19,7 @@ import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, cast
 
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
@@ -209,7 +209,7 @@ def open_study(name: str, metric: str) -> optuna.Study:
             continue  # another terminal works on the same search
         study.enqueue_trial(trial.params)
         storage.set_trial_state_values(trial._trial_id, optuna.trial.TrialState.FAIL)  # noqa: SLF001 - Optuna's own way
-    return study
+    return cast("optuna.Study", study)
 
 
 def _is_running(process: int | None) -> bool:
@@ -307,15 +307,15 @@ class Trials:
             finally:
                 _stop(process)
                 self._processes.discard(process)
-        value = _read_metric(experiment, self._metric)
-        if process.returncode or value is None:
+        figure = _read_metric(experiment, self._metric)
+        if process.returncode or figure is None:
             lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if "rror" in line]
             print(f"{experiment} failed: {lines[0].strip() if lines else 'no result'} ({log})", file=sys.stderr)
             raise TrialError(experiment)
         shown = ", ".join(f"{name}={_in_short(value)}" for name, value in values.items())
-        print(f"{experiment}: {self._metric} {value:.4f}  {shown}", flush=True)
+        print(f"{experiment}: {self._metric} {figure:.4f}  {shown}", flush=True)
         log.unlink()
-        return value
+        return figure
 
     def _watch(self, process: subprocess.Popen[bytes], experiment: str, trial: optuna.Trial | None) -> None:
         """Wait for the end, and meanwhile report its validation losses; stop what is hopeless."""
@@ -391,7 +391,7 @@ def _ranked(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:
     sign = 1 if study.direction == optuna.study.StudyDirection.MINIMIZE else -1
     return sorted(
         study.get_trials(states=(optuna.trial.TrialState.COMPLETE,)),
-        key=lambda trial: (sign * trial.value, trial.number),
+        key=lambda trial: (sign * (trial.value or 0.0), trial.number),
     )
 
 

@@ -141,7 +141,7 @@ async def _request(application: FastAPI, body: bytes, gone: asyncio.Event) -> li
         "root_path": "", "scheme": "http", "http_version": "1.1", "asgi": {"version": "3.0"},
         "headers": [(b"content-type", b"application/json")], "client": ("127.0.0.1", 1), "server": ("127.0.0.1", 2),
     }  # fmt: skip
-    unread = [
+    unread: list[dict[str, Any]] = [
         {"type": "http.request", "body": body[:100], "more_body": True},
         {"type": "http.request", "body": body[100:]},
     ]

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from dvc.utils.serialize import modify_yaml, parse_yaml  # type: ignore[import-untyped]
+from dvc.utils.serialize import modify_yaml, parse_yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from ruamel.yaml import YAML
