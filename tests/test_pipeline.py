@@ -218,7 +218,7 @@ MISTAKES = [
     (
         "learning_rate: 0.1",
         "learning_rat: 0.1",
-        "'train.learning_rate' are missing from 'params.yaml'",
+        "params.yaml: train.learning_rate is missing",
     ),  # in DVC's words
     ("patience: null", "patience: null\n  dropout: 0.1", "train.dropout"),
 ]

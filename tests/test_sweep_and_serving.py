@@ -183,7 +183,7 @@ def test_a_sweep_leaves_four_finished_runs_each_evaluated(store: MlflowClient, r
         assert {"train_loss", "loss", "next_token_accuracy", "completion_exact_match"} <= set(run.data.metrics)
         assert "Results on 2 train rows" in run.data.tags["mlflow.note.content"]
         pictures = {file.path for file in store.list_artifacts(run.info.run_id, "metrics/pictures/curves")}
-        assert "metrics/pictures/curves/loss.png" in pictures
+        assert "metrics/pictures/curves/confusions.png" in pictures
 
 
 def test_each_model_is_a_version_kept_with_its_run_without_a_pickle(

@@ -30,6 +30,7 @@ from stages.parameters import read_all
 
 if TYPE_CHECKING:
     import optuna
+    from optuna import Study
 
     from stages.tracking.search_runs import SearchRun
 
@@ -209,7 +210,7 @@ def open_study(name: str, metric: str) -> optuna.Study:
             continue  # another terminal works on the same search
         study.enqueue_trial(trial.params)
         storage.set_trial_state_values(trial._trial_id, optuna.trial.TrialState.FAIL)  # noqa: SLF001 - Optuna's own way
-    return cast("optuna.Study", study)
+    return cast("Study", study)
 
 
 def _is_running(process: int | None) -> bool:

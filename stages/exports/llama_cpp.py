@@ -107,8 +107,6 @@ def gguf_weights(model: SavedModel, twin: Twin) -> Weights:
         if ".layers." in place or ".h." in place:
             _, _, number, place = place.split(".", 3)
             block = f"blk.{number}."
-        if place == "lm_head" and config.tie_embeddings:
-            continue
         tensor = value
         if twin == "gpt2" and place.partition(".")[0] in ("attn", "mlp") and kind == "weight":
             tensor = value.T  # llama.cpp keeps them as nn.Linear does

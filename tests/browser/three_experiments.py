@@ -25,7 +25,7 @@ def main() -> None:
                 run.log_metrics({"train_loss": math.exp(-learning_rate * step)}, step)
                 run.log_metrics({"validation_loss": math.exp(-learning_rate * step) + 0.1}, step)
         metrics = {"split": "test", "rows": 10, "loss": 1 - learning_rate, "next_token_accuracy": learning_rate}
-        evaluated = Provenance(fingerprint="evaluation", dependencies={}, parameters={})
+        evaluated = Provenance(fingerprint="evaluation", dependencies=inputs, parameters={})
         log_evaluation(model, Evaluation(evaluated, metrics, "### Results on 10 test rows", []), DATASET)
 
 

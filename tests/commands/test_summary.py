@@ -25,7 +25,7 @@ def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A working folder with the provenance of a model."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("DVC_ROOT", raising=False)
-    provenance = {"fingerprint": "f", "dependencies": {}, "parameters": {}}
+    provenance = {"fingerprint": "f" * 16, "dependencies": {}, "parameters": {}}
     write_json(MODEL_FOLDER / PROVENANCE_FILE, provenance)
 
 
@@ -42,7 +42,7 @@ def lock(md5: str, csv: str = "data/prompts.csv", **params: Any) -> dict[str, An
 def test_a_model_without_a_run_is_not_said_to_come_from_elsewhere() -> None:
     """As after a training without its server, where tracking is optional."""
     assert dict(made(METRICS, {}, []))["MLflow run"] == "none recorded here"
-    remember_run_name("f", "train-f")
+    remember_run_name("f" * 16, "train-f")
     assert dict(made(METRICS, {}, []))["MLflow run"] == "train-f"
 
 

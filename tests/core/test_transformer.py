@@ -105,7 +105,7 @@ def some_ids(model: Transformer, batch: int = 3, tokens: int | None = None) -> T
         ({"d_ff": "8"}, ("d_ff", "integer")),
         ({"n_layers": 10**6}, ("n_layers", "less than or equal to 1024")),
         *(
-            ({size: 10**19}, (size, "less than or equal to"))
+            ({size: 10**19}, (size, "expected at most"))
             for size in ("context_length", "d_model", "n_layers", "n_heads", "n_kv_heads", "d_ff", "vocabulary_size")
         ),
     ],
