@@ -215,7 +215,8 @@ def test_a_terminal_gets_no_control_characters(generate: Generate, monkeypatch: 
     write_vocabulary_and_model(text)
     for arguments in (["\x1b"], ["\x1b", "\x9b"], ["\x1b", "--json"]):
         draw = (*arguments, "--temperature", "500", "--max-tokens", "16")
-        assert any(ord(character) != 0x0A and not character.isprintable() for character in generate(*draw))
+        if "--json" not in arguments:  # JSON writes most control characters as their codes, wherever it goes
+            assert any(ord(character) != 0x0A and not character.isprintable() for character in generate(*draw))
         terminal = Terminal()
         with monkeypatch.context() as patched:
             patched.setattr(sys, "stdout", terminal)

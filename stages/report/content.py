@@ -146,7 +146,7 @@ def build_content(network: Transformer, rows: list[InspectedRow], labels: list[s
     """
     config = network.config
     table = network.position_table.detach().cpu().float()
-    positions = table[0, :, 0] if config.positions == "rotary" else table
+    positions = table[0] if config.positions == "rotary" else table
     in_rows = {token_id for row in rows for token_id in row.token_ids}
     named = set(sorted(in_rows)[:NAMED_POINTS]) if config.vocabulary_size > NAMED_POINTS else None
     plane = principal_plane(network.embedding.weight)

@@ -179,7 +179,9 @@ def test_a_proof_of_other_weights_does_not_hold(tmp_path: Path) -> None:
     with torch.no_grad():
         dict(model.network.named_parameters())["final_norm.weight"].mul_(1.1)
     engine = OnnxRuntime(tmp_path, vocabulary)
-    proof = prove(engine, model, vocabulary, questions(model, vocabulary), export="onnx", fingerprint="f" * 16, split="test")
+    proof = prove(
+        engine, model, vocabulary, questions(model, vocabulary), export="onnx", fingerprint="f" * 16, split="test"
+    )
     assert not proof.holds
     assert proof.largest_difference > proof.tolerance
 

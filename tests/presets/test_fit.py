@@ -84,7 +84,11 @@ def test_a_forecast_of_what_no_memory_holds_names_what_would_fit(
     text = (project / "params.yaml").read_text()
     toy, shape = "csv: data/prompts.csv", "csv: data/sums.csv"
     text = text.replace(toy, shape).replace("tokenizer: word", "tokenizer: character")
-    text = text.replace("d_model: 2", "d_model: 2000000").replace("n_heads: 1", "n_heads: 1000")
+    text = (
+        text.replace("d_model: 2", "d_model: 65536")
+        .replace("n_heads: 1", "n_heads: 1024")
+        .replace("n_layers: 1", "n_layers: 1024")
+    )
     (project / "params.yaml").write_text(text)
     with pytest.raises(UserError, match=r"needs about .* GB of memory.*the largest that fits has model\.d_model: \d+"):
         fit(monkeypatch, "--forecast")
