@@ -81,7 +81,9 @@ def parse_options() -> argparse.Namespace:
     parser = command_line.command_parser(__doc__)
     parser.add_argument("format", choices=FORMATS, help="what is to open it: transformers, llama.cpp or ONNX Runtime")
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="a new folder to write")
-    parser.add_argument("--run", help="an MLflow run's model: its id, runs:/ID/model or models:/NAME/VERSION")
+    parser.add_argument(
+        "--run", help="an MLflow run's model: its id, or the address models:/ID or models:/NAME/VERSION"
+    )
     parser.add_argument(
         "--no-check", dest="check", action="store_false", help="do not compare: the other program is not needed"
     )

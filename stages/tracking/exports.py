@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import mlflow.artifacts
+from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from stages.errors import UserError
@@ -15,23 +16,36 @@ def fetch_model(source: str, folder: Path) -> tuple[Path, Path]:
     """Copy a logged model into a folder; return its folder data/model and its vocabulary.
 
     Args:
-        source: a run's id, or an address as MLflow has them: runs:/ID/model, models:/NAME/VERSION.
+        source: a run's id, or an address as MLflow has them: models:/ID, models:/NAME/VERSION.
         folder: where to.
 
     Raises:
         UserError: the store cannot be used, or has no such model.
     """
-    uri = source if ":/" in source else f"runs:/{source}/model"
     with store_errors("the command again"):
-        connect()
+        client = connect()
         try:
+            uri = source if ":/" in source else _model_uri(client, source)
             place = mlflow.artifacts.download_artifacts(
                 artifact_uri=uri, dst_path=str(folder), tracking_uri=tracking_uri()
             )
         except (MlflowException, OSError) as error:
-            raise UserError(f"{uri}: no model there: {error}; `make ui` shows the runs that have one") from None
+            raise UserError(f"{source}: no model there: {error}; `make ui` shows the runs that have one") from None
     artifacts = Path(place) / "artifacts"
     return artifacts / "model", artifacts / "vocabulary.json"
+
+
+def _model_uri(client: MlflowClient, run_id: str) -> str:
+    """Return the address of the model that a run trained.
+
+    Raises:
+        UserError: it has none yet.
+        MlflowException: there is no such run.
+    """
+    outputs = client.get_run(run_id).outputs
+    if not outputs or not outputs.model_outputs:
+        raise UserError(f"run {run_id}: no model there yet; its evaluation keeps it: `dvc repro`")
+    return f"models:/{outputs.model_outputs[0].model_id}"
 
 
 def log_proof(fingerprint: str, proof: Path, export: str, *, required: bool) -> None:
