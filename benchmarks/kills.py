@@ -28,6 +28,7 @@ OUTPUTS = ("data/vocabulary.json", "data/dataset", "data/model", "metrics")
 STEPS = 1200
 # DVC rewrites this file in place, and refuses one that a kill has torn: docs/reliability.md tells users to delete it.
 TORN = ".dvc/tmp/rwlock"
+RUN_CACHE = ".dvc/cache/runs"
 # What Python says of DVC's progress bar, where a signal comes in the moment in which DVC makes it.
 HALF_MADE_BAR = re.compile(
     r"Exception ignored in: <function tqdm\.__del__ .*\nTraceback .*\n"
@@ -131,6 +132,14 @@ class Kills:
     """Trainings that went on from a checkpoint."""
 
 
+def put_right(project: Project) -> None:
+    """Delete what a kill of DVC may leave torn, as docs/reliability.md says to."""
+    (project.folder / TORN).unlink(missing_ok=True)
+    for folder in (project.folder / RUN_CACHE).glob("*/*"):
+        if not any(folder.iterdir()):
+            folder.rmdir()
+
+
 def kill_at_random(project: Project, expected: dict[str, str], kills: int, seconds: float, seed: int) -> Kills:
     """Kill the pipeline of ``project``, each time at a moment drawn from ``seconds``.
 
@@ -145,7 +154,7 @@ def kill_at_random(project: Project, expected: dict[str, str], kills: int, secon
     killed = Kills()
     while True:
         log.write_bytes(b"")
-        (project.folder / TORN).unlink(missing_ok=True)
+        put_right(project)
         process, reader = start_with_reader(project, log)
         try:
             process.wait(chance.uniform(0, seconds) if killed.signals.total() < kills else None)

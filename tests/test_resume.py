@@ -75,7 +75,6 @@ def test_killed_again_and_again_it_ends_with_the_same_bytes_in_one_run(
     assert not list((project.folder / ".checkpoints").iterdir())
 
 
-@pytest.mark.xfail(reason="open: DVC 3.67 killed while it writes a record fails next in join(None)", strict=False)
 def test_killed_at_twenty_random_moments_it_ends_with_the_same_bytes(
     project: Project, whole: tuple[dict[str, str], float]
 ) -> None:
