@@ -15,6 +15,7 @@ from presets.fitting.data import Prepared, hold_out, prepare, read_sample
 from presets.fitting.forecast import Forecast, Workload, forecast, in_bytes, steps_within
 from presets.fitting.machine import (
     Rehearsal,
+    TrainingSample,
     count_parameters,
     free_bytes,
     needed_bytes,
@@ -330,7 +331,7 @@ def rehearsal_of(
     evaluate = values["evaluate"] | {
         name.partition(".")[2]: choice.value for name, choice in choices.items() if name.startswith("evaluate.")
     }
-    return rehearse(
+    sample = TrainingSample(
         config,
         data.training,
         data.validation,
@@ -339,8 +340,8 @@ def rehearsal_of(
         runtime,
         evaluate["batch_size"],
         evaluate["max_new_tokens"] or data.prepared.lengths().longest_completion,
-        seconds,
     )
+    return rehearse(sample, seconds)
 
 
 def workload_of(data: DataAtHand, values: Mapping[str, Any], choices: Choices, config: TransformerConfig) -> Workload:

@@ -38,6 +38,22 @@ _MOST_STEPS = 400  # each is a point of the curve, by which it is timed
 
 
 @dataclass(frozen=True)
+class TrainingSample:
+    """What is rehearsed: a training, and the evaluation of its model, on a sample of the data."""
+
+    config: TransformerConfig
+    training: Examples
+    validation: Examples | None
+    scored: Examples
+    parameters: TrainParams
+    runtime: RuntimeParams
+    score_batch_size: int
+    """Examples that the evaluation scores at once."""
+    max_new_tokens: int
+    """The most tokens of a completion."""
+
+
+@dataclass(frozen=True)
 class Rehearsal:
     """What some real steps of a training took."""
 
@@ -123,17 +139,7 @@ def time_step(config: TransformerConfig, training: Examples, parameters: TrainPa
     return statistics.median(times[1:] or times)
 
 
-def rehearse(
-    config: TransformerConfig,
-    training: Examples,
-    validation: Examples | None,
-    scored: Examples,
-    parameters: TrainParams,
-    runtime: RuntimeParams,
-    score_batch_size: int,
-    max_new_tokens: int,
-    seconds: float,
-) -> Rehearsal:
+def rehearse(sample: TrainingSample, seconds: float) -> Rehearsal:
     """Do some steps of this training, and score and complete some rows, in a process of its own.
 
     Raises:
@@ -141,8 +147,7 @@ def rehearse(
     """
     processes = multiprocessing.get_context("spawn")
     ours, theirs = processes.Pipe()
-    arguments = (config, training, validation, scored, parameters, runtime, score_batch_size, max_new_tokens, seconds)
-    process = processes.Process(target=_rehearse, args=(theirs, *arguments), daemon=True)
+    process = processes.Process(target=_rehearse, args=(theirs, sample, seconds), daemon=True)
     process.start()
     theirs.close()
     try:
@@ -156,32 +161,22 @@ def rehearse(
     return result
 
 
-def _rehearse(connection: Connection, *arguments: Any) -> None:
+def _rehearse(connection: Connection, sample: TrainingSample, seconds: float) -> None:
     try:
-        connection.send(_measure(*arguments))
+        connection.send(_measure(sample, seconds))
     except UserError as error:
         connection.send(str(error))
 
 
-def _measure(
-    config: TransformerConfig,
-    training: Examples,
-    validation: Examples | None,
-    scored: Examples,
-    parameters: TrainParams,
-    runtime: RuntimeParams,
-    score_batch_size: int,
-    max_new_tokens: int,
-    seconds: float,
-) -> Rehearsal:
+def _measure(sample: TrainingSample, seconds: float) -> Rehearsal:
     began = time.perf_counter()
     import stages.train  # noqa: F401, PLC0415 - all that a training imports, for its time and memory
     from stages.training.fit import fit  # noqa: PLC0415
 
     imported = time.perf_counter()
-    runtime.limit_threads()
-    torch.manual_seed(parameters.seed)
-    network = Transformer(config)
+    sample.runtime.limit_threads()
+    torch.manual_seed(sample.parameters.seed)
+    network = Transformer(sample.config)
     start_bytes = _peak_bytes()
     times: list[float] = []
 
@@ -189,24 +184,26 @@ def _measure(
         if "train_loss" in metrics:
             times.append(time.perf_counter())
 
-    first = parameters.model_copy(update={"epochs": None, "max_steps": _FEWEST_STEPS, "patience": None})
-    fit(network, training, None, first, runtime, log, quiet=True)
+    first = sample.parameters.model_copy(update={"epochs": None, "max_steps": _FEWEST_STEPS, "patience": None})
+    fit(network, sample.training, None, first, sample.runtime, log, quiet=True)
     started = times[0]
     estimate = statistics.median(np.diff(times))
     steps = max(_FEWEST_STEPS, min(_MOST_STEPS, int(seconds / estimate)))
     times.clear()
-    fit(network, training, None, first.model_copy(update={"max_steps": steps}), runtime, log, quiet=True)
+    fit(network, sample.training, None, first.model_copy(update={"max_steps": steps}), sample.runtime, log, quiet=True)
     peak_bytes = _peak_bytes()
     step_seconds = float(np.diff(times).mean())
     return Rehearsal(
         import_seconds=imported - began,
         start_seconds=started - imported,
         step_seconds=step_seconds,
-        validation_seconds=_seconds_to_score(network, validation, parameters.batch_size, seconds)
-        if validation
+        validation_seconds=_seconds_to_score(network, sample.validation, sample.parameters.batch_size, seconds)
+        if sample.validation
         else 0.0,
-        score_seconds=_seconds_to_score(network, scored, score_batch_size, seconds),
-        generation_seconds=_seconds_to_complete(network, scored, score_batch_size, max_new_tokens, seconds),
+        score_seconds=_seconds_to_score(network, sample.scored, sample.score_batch_size, seconds),
+        generation_seconds=_seconds_to_complete(
+            network, sample.scored, sample.score_batch_size, sample.max_new_tokens, seconds
+        ),
         start_bytes=start_bytes,
         peak_bytes=peak_bytes,
     )

@@ -8,29 +8,11 @@ import pytest
 
 from presets.addition import write_addition
 from presets.fit import main
-from stages.artifacts.prompts_table import DataParams
-from stages.core.params_model import ParamsModel
-from stages.core.split import SplitParams
-from stages.core.transformer import ModelParams
-from stages.core.vocabulary import VocabularyParams
-from stages.core.windows import DatasetParams
 from stages.errors import UserError
-from stages.evaluate import EvaluateParams
 from stages.parameters import read_all, read_section
-from stages.training.optimization import TrainParams
-from stages.training.runtime import RuntimeParams
+from tests.presets.sections import SECTIONS
 
 ROOT = Path(__file__).parents[2]
-SECTIONS: dict[str, type[ParamsModel]] = {
-    "data": DataParams,
-    "split": SplitParams,
-    "vocabulary": VocabularyParams,
-    "dataset": DatasetParams,
-    "model": ModelParams,
-    "train": TrainParams,
-    "evaluate": EvaluateParams,
-    "runtime": RuntimeParams,
-}
 
 
 @pytest.fixture
@@ -84,11 +66,7 @@ def test_a_forecast_of_what_no_memory_holds_names_what_would_fit(
     text = (project / "params.yaml").read_text()
     toy, shape = "csv: data/prompts.csv", "csv: data/sums.csv"
     text = text.replace(toy, shape).replace("tokenizer: word", "tokenizer: character")
-    text = (
-        text.replace("d_model: 2", "d_model: 65536")
-        .replace("n_heads: 1", "n_heads: 1024")
-        .replace("n_layers: 1", "n_layers: 1024")
-    )
+    text = text.replace("d_model: 2", "d_model: 65536").replace("n_heads: 1", "n_heads: 1024")
     (project / "params.yaml").write_text(text)
     with pytest.raises(UserError, match=r"needs about .* GB of memory.*the largest that fits has model\.d_model: \d+"):
         fit(monkeypatch, "--forecast")

@@ -6,30 +6,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from stages.artifacts.prompts_table import DataParams
-from stages.core.params_model import ParamsModel
-from stages.core.split import SplitParams
 from stages.core.transformer import ModelParams, Transformer, TransformerConfig
 from stages.core.vocabulary import VocabularyParams
-from stages.core.windows import DatasetParams
-from stages.evaluate import EvaluateParams
 from stages.parameters import read_all, read_section
 from stages.training.optimization import TrainParams
 from stages.training.runtime import RuntimeParams
+from tests.presets.sections import SECTIONS
 
 ROOT = Path(__file__).parents[2]
 PRESETS = sorted((ROOT / "presets").glob("*.yaml"))
 TOY = ROOT / "presets" / "toy.yaml"
-SECTIONS: dict[str, type[ParamsModel]] = {
-    "data": DataParams,
-    "split": SplitParams,
-    "vocabulary": VocabularyParams,
-    "dataset": DatasetParams,
-    "model": ModelParams,
-    "train": TrainParams,
-    "evaluate": EvaluateParams,
-    "runtime": RuntimeParams,
-}
 KEY_WITH_COMMENT = re.compile(r"^  # \S.*\n  (\w+):", re.MULTILINE)
 KEY = re.compile(r"^  (\w+):", re.MULTILINE)
 FLOW = re.compile(r"^[^#\n]*[\[{]", re.MULTILINE)
