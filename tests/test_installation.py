@@ -37,7 +37,8 @@ def test_every_package_has_its_hashes_and_no_address(name: str) -> None:
 def test_the_locks_have_what_is_required() -> None:
     required = {required_name(line) for line in PYPROJECT["project"]["dependencies"]} - {"torch"}
     assert required <= {name for name, _ in locked("requirements.lock")}
-    for_development = {required_name(line) for line in PYPROJECT["project"]["optional-dependencies"]["dev"]}
+    extras = PYPROJECT["project"]["optional-dependencies"]
+    for_development = {required_name(line) for line in extras["dev"] + extras["export"]} - {"prompt-pipeline"}
     assert for_development <= {name for name, _ in locked("requirements-dev.lock")}
     assert locked("requirements.lock") <= locked("requirements-dev.lock")
 

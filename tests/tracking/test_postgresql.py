@@ -80,7 +80,7 @@ def postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    address = f"postgresql+psycopg2://me:hunter2@127.0.0.1:{port}/postgres"
+    address = f"postgresql+psycopg://me:hunter2@127.0.0.1:{port}/postgres"
     try:
         for _ in range(600):
             with suppress(sqlalchemy.exc.OperationalError):

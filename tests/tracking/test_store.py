@@ -163,7 +163,7 @@ def test_a_database_that_is_away_or_silent_is_reported_within_ten_seconds(
         if not silent:
             listener.close()
         monkeypatch.setattr(store, "_SECONDS_TO_ANSWER", 1.0)
-        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"postgresql+psycopg2://me:hunter2@127.0.0.1:{port}/runs")
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"postgresql+psycopg://me:hunter2@127.0.0.1:{port}/runs")
         began = time.monotonic()
         with pytest.raises(UserError, match="timed out" if silent else "Connection refused") as raised:
             check_store()
