@@ -53,6 +53,9 @@ test: installed-dev ## Lint, type-check and test.
 	@$(IN_VENV) mypy
 	@$(IN_VENV) pytest
 
+slow: installed-dev ## Test with real servers, a cluster and many kills, for an hour; what needs a program that is missing is skipped.
+	@$(IN_VENV) pytest -m slow -rs -n 1
+
 ui: installed ## Compare runs in MLflow, on 127.0.0.1:5000 (PORT=5001 for another port).
 	@$(IN_VENV) python -m stages.commands.ui "--port=$$PORT"
 

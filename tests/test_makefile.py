@@ -206,8 +206,10 @@ def test_a_text_with_an_apostrophe_becomes_data(tmp_path: Path) -> None:
 
 
 def test_help_names_every_target_that_is_for_people() -> None:
-    printed = subprocess.run(["make", "--no-print-directory", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    printed = subprocess.run(
+        ["make", "--no-print-directory", "help"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
     targets = {line.split()[1] for line in printed.splitlines()}
     assert targets == {
-        "help", "repro", "preset", "fit", "test", "ui", "compare", "verdict", "bench", "deps", "lock", "clean",
+        "help", "repro", "preset", "fit", "test", "slow", "ui", "compare", "verdict", "bench", "deps", "lock", "clean",
     }  # fmt: skip

@@ -36,9 +36,10 @@ def test_the_toy_learns_both_completions(trained: Project) -> None:
     assert evaluation(trained)["split"] == "train"
 
 
-@pytest.mark.parametrize("prompt", ["what is CNN", "CNN is what", "What is CNN", "WHAT is cnn"])
-def test_the_toy_answers(trained: Project, prompt: str) -> None:
-    assert trained.run("python", "-m", "stages.generate", prompt).stdout == "Great\n"
+def test_the_toy_answers(trained: Project) -> None:
+    prompts = ["what is CNN", "CNN is what", "What is CNN", "WHAT is cnn"]
+    answers = trained.run("python", "-m", "stages.generate", "--json", *prompts).stdout.splitlines()
+    assert [json.loads(line)["completion"] for line in answers] == ["Great"] * 4
 
 
 def test_a_second_repro_runs_nothing(trained: Project) -> None:
@@ -54,7 +55,6 @@ PARAMETERS = [
     # Another draw of no rows: the dataset has the same bytes, so that nothing is trained again.
     ("  seed: 0\n", "  seed: 1\n", ALL[:2]),
     ("loss_on: all", "loss_on: completion", DATASET_ON),
-    ("learning_rate: 0.1", "learning_rate: 0.05", TRAIN_ON),
 ]
 
 
@@ -68,6 +68,7 @@ MORE_PARAMETERS = [
     ("prompt_column: prompt\n", "prompt_column: completion\n", ALL[:2]),
     ("unknown_token: false", "unknown_token: true", ALL[:1]),
     ("d_model: 2", "d_model: 4", ["train"]),
+    ("learning_rate: 0.1", "learning_rate: 0.05", ["train"]),
     ("samples: 20", "samples: 1", ["evaluate"]),
     ("register_as: null", "register_as: answers", ["evaluate"]),
 ]
@@ -264,6 +265,7 @@ def test_a_colleague_gets_what_was_pushed_and_trains_nothing(edited: Project, tm
     assert colleague.run("python", "-m", "stages.generate", "what is CNN").stdout == "Great\n"
 
 
+@pytest.mark.slow
 def test_two_machines_train_together_and_dvc_takes_their_model(edited: Project) -> None:
     edited.replace("params.yaml", "  batch_size: 1\n", "  batch_size: 2\n")
     edited.replace("params.yaml", "num_nodes: 1", "num_nodes: 2")

@@ -75,6 +75,7 @@ def test_killed_again_and_again_it_ends_with_the_same_bytes_in_one_run(
     assert not list((project.folder / ".checkpoints").iterdir())
 
 
+@pytest.mark.slow
 def test_killed_at_twenty_random_moments_it_ends_with_the_same_bytes(
     project: Project, whole: tuple[dict[str, str], float]
 ) -> None:
@@ -86,6 +87,7 @@ def test_killed_at_twenty_random_moments_it_ends_with_the_same_bytes(
     assert killed.runs["FINISHED"] >= killed.passes
 
 
+@pytest.mark.slow
 def test_devices_that_train_together_go_on_together(tmp_path: Path) -> None:
     killed, whole = (slow_toy(tmp_path / name / "project", steps=300) for name in ("killed", "whole"))
     for project in (killed, whole):
