@@ -129,7 +129,7 @@ def _stop(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - a sig
 
 
 def command_parser(description: str | None) -> argparse.ArgumentParser:
-    """Give a parser with the options that every command has; ``description`` is the command's module docstring."""
+    """Return a parser with the options that every command has; ``description`` is the command's module docstring."""
     spec = sys.modules["__main__"].__spec__
     parser = argparse.ArgumentParser(
         prog=f"python -m {spec.name}" if spec else None,

@@ -70,7 +70,7 @@ def choose_roles(frame: pd.DataFrame, prompt: str | None = None, completion: str
 
 
 def is_label(column: "pd.Series[str]") -> bool:
-    """Tell whether cells are few short values that repeat, as the classes of a classification do."""
+    """Return whether cells are few short values that repeat, as the classes of a classification do."""
     distinct = column.nunique()
     short = column.str.len().max() <= _LABEL_LENGTH
     return bool(2 <= distinct <= min(_MOST_LABELS, FEW_VALUES * len(column)) and short)
@@ -136,7 +136,7 @@ def _best_named(columns: Sequence[str], groups: Sequence[Sequence[str]]) -> list
 
 
 def _is_about_the_row(column: "pd.Series[str]", name: str) -> bool:
-    """Tell whether a column numbers or describes the rows: by its name, or as all its cells are different numbers."""
+    """Return whether a column numbers or describes the rows: by its name, or as all its cells are different numbers."""
     words = words_of(name)
     if words and words[-1] in {other.removesuffix("s") if len(other) > 3 else other for other in OTHER_NAMES}:
         return True

@@ -91,7 +91,7 @@ class TokenShard:
 
 
 def shard_path(folder: Path, split: Split) -> Path:
-    """Give the file of one split."""
+    """Return the file of one split."""
     return folder / f"{split}.safetensors"
 
 
@@ -204,7 +204,7 @@ class TokenShardWriter:
 
 @contextmanager
 def open_shard_writer(path: Path, vocabulary_size: int) -> Iterator[TokenShardWriter]:
-    """Give a writer whose rows become the file ``path`` when the block ends, and nothing if it fails."""
+    """Open a writer whose rows become the file ``path`` when the block ends, and nothing if it fails."""
     dtype = next(_DTYPES[name] for name in ("U8", "U16", "U32") if vocabulary_size - 1 <= np.iinfo(_DTYPES[name]).max)
     with ExitStack() as stack:
         spools = [stack.enter_context(tempfile.TemporaryFile(dir=path.parent)) for _ in _TENSORS]
@@ -228,7 +228,7 @@ def start_writing(folder: Path = DATASET_FOLDER) -> None:
 
 
 def _is_well_formed(tensors: list[_Tensor]) -> bool:
-    """Tell whether the tensors are of the right types, agree in length, and follow one another without a hole."""
+    """Return whether the tensors are of the right types, agree in length, and follow one another without a hole."""
     (offsets_dtype, (offsets,), _), (starts_dtype, (rows,), _), (token_dtype, _, _) = tensors
     ends = [0, *(end for _, _, (_, end) in tensors)]
     return (

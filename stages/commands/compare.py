@@ -76,9 +76,9 @@ def main() -> None:
         )
 
 
-def read_trials(shown: Iterable[Mapping[str, Any]]) -> list[Trial]:
+def read_trials(lines: Iterable[Mapping[str, Any]]) -> list[Trial]:
     """Return the lines of ``dvc.api.exp_show``, without a workspace that is the same as its commit."""
-    trials = [_read_trial(line) for line in shown]
+    trials = [_read_trial(line) for line in lines]
     first, *others = trials
     same = any(
         (first.figures, first.parameters, first.scored) == (other.figures, other.parameters, other.scored)

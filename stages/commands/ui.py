@@ -46,9 +46,9 @@ def main() -> None:
         print(f"The runs are on the server that MLFLOW_TRACKING_URI names:\n{pages(masked(uri).rstrip('/'))}")
         return
     check_free(options.port)
-    shown = pages(f"http://{HOST}:{options.port}")
+    addresses = pages(f"http://{HOST}:{options.port}")
     if not options.quiet:
-        print(f"Starting on {masked(uri)}: some seconds. Ctrl-C ends it.\n{shown}", flush=True)
+        print(f"Starting on {masked(uri)}: some seconds. Ctrl-C ends it.\n{addresses}", flush=True)
     program = Path(sys.executable).with_name("mlflow")
     # Without the pipeline's jobs and with one worker it starts in half the time and a sixth of the memory.
     level = "info" if options.verbose else "warning"

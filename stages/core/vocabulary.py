@@ -472,7 +472,7 @@ def _add_eos(tokenizer: Tokenizer) -> None:
 
 
 def _byte_characters() -> dict[int, str]:
-    """Give the character by which the tokenizers library writes each byte: itself where it can be printed."""
+    """Return the character by which the tokenizers library writes each byte: itself where it can be printed."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     characters = {ord(character): character for character in alphabet if ord(character) < _BYTES}
     unprintable = (byte for byte in range(_BYTES) if byte not in characters)

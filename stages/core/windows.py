@@ -110,7 +110,7 @@ def stream_windows(tokens: int, context_length: int, stride: int | None, offset:
 
 
 def target_positions(windows: Windows, length: int) -> Int64s:
-    """Give the positions [B, length] in token_ids of the targets that ``gather`` returns.
+    """Return the positions [B, length] in token_ids of the targets that ``gather`` returns.
 
     Past the end of a shorter window they repeat its last target: use them where targets differ from IGNORE_INDEX.
     """

@@ -137,7 +137,7 @@ def _gpt2(network: Transformer, weights: Weights) -> Weights:
 
 
 def _repeat_heads(rows: Tensor, head_dim: int, times: int) -> Tensor:
-    """Give each query head keys or values of its own: [KH, ...] -> [NH, ...]."""
+    """Repeat keys or values for each query head of its group: [KH, ...] -> [NH, ...]."""
     heads: Tensor = rows.unflatten(0, (-1, head_dim))
     return heads.repeat_interleave(times, dim=0).flatten(0, 1)
 

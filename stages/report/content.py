@@ -86,9 +86,9 @@ class ReportContent:
         if len(self.heads) < config.n_heads:
             limits.append(f"heads {_numbers(self.heads)} of {config.n_heads}")
         longest = max((row.tokens for row in self.rows), default=0)
-        shown = min(TOKENS, config.context_length)
-        if longest > shown + 1:
-            limits.append(f"the first {shown} tokens of texts of up to {longest:,}")
+        token_limit = min(TOKENS, config.context_length)
+        if longest > token_limit + 1:
+            limits.append(f"the first {token_limit} tokens of texts of up to {longest:,}")
         if len(self.points) < config.vocabulary_size:
             limits.append(f"the embeddings of {len(self.points):,} of {config.vocabulary_size:,} tokens")
         return "; ".join(limits)

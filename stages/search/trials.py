@@ -114,8 +114,8 @@ class Trials:
             lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if "rror" in line]
             print(f"{experiment} failed: {lines[0].strip() if lines else 'no result'} ({log})", file=sys.stderr)
             raise TrialError(experiment)
-        shown = ", ".join(f"{name}={format_value(value)}" for name, value in values.items())
-        print(f"{experiment}: {self._metric} {figure:.4f}  {shown}", flush=True)
+        settings_text = ", ".join(f"{name}={format_value(value)}" for name, value in values.items())
+        print(f"{experiment}: {self._metric} {figure:.4f}  {settings_text}", flush=True)
         log.unlink()
         return figure
 

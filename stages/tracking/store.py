@@ -80,8 +80,8 @@ def reported_store_errors() -> Iterator[None]:
         yield
     except Exception as error:  # noqa: BLE001 - of many libraries: a store may keep its artifacts anywhere
         LOG.info("where the error arose\n%s", masked(traceback.format_exc()))
-        said = str(error) if isinstance(error, UserError) else failure(error)
-        print(f"{said}; going on without it, as runtime.tracking is optional", file=sys.stderr)
+        reason = str(error) if isinstance(error, UserError) else failure(error)
+        print(f"{reason}; going on without it, as runtime.tracking is optional", file=sys.stderr)
 
 
 def handled_store_errors(*, required: bool) -> AbstractContextManager[None]:
@@ -96,8 +96,8 @@ def failure(error: Exception) -> str:
     if reason is not None:
         return f"{where} cannot be reached: {reason}"
     kind = "" if isinstance(error, MlflowException) else f"{type(error).__name__}: "
-    said = str(error).partition("[SQL: ")[0]  # what a database was asked says nothing to a user
-    return f"{where}: {kind}{textwrap.shorten(masked(said), _LONGEST_ANSWER)}"
+    answer = str(error).partition("[SQL: ")[0]  # what a database was asked says nothing to a user
+    return f"{where}: {kind}{textwrap.shorten(masked(answer), _LONGEST_ANSWER)}"
 
 
 def _reason_of_absence(error: Exception) -> str | None:

@@ -26,7 +26,7 @@ _SIDE = 1024  # of that product
 def print_advice(
     network: Transformer, training: Examples, packing: str, parameters: TrainParams, runtime: RuntimeParams
 ) -> None:
-    """Say in one line what of params.yaml does not fit; nothing where all does."""
+    """Return in one line what of params.yaml does not fit; nothing where all does."""
     steps = parameters.total_steps(training.examples_per_epoch())
     flops = step_flops(network, training, parameters.batch_size)
     speed = measured_flops(runtime) if steps * flops > _FLOPS_WORTH_MEASURING else None

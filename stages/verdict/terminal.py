@@ -64,8 +64,8 @@ def flip_cells(flip: Flip) -> tuple[str, ...]:
 
 
 def _some(title: str, flips: Sequence[Flip]) -> str:
-    shown = f", the {MOST_FLIPS} most certain ones" if len(flips) > MOST_FLIPS else ""
-    return f"{title}: {len(flips):,} rows{shown}"
+    limit = f", the {MOST_FLIPS} most certain ones" if len(flips) > MOST_FLIPS else ""
+    return f"{title}: {len(flips):,} rows{limit}"
 
 
 def _short(text: str, most: int = 60) -> str:

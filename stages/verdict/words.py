@@ -38,16 +38,16 @@ def signed(value: float) -> str:
 
 def notes(verdict: Verdict) -> list[str]:
     """Return what a reader must know to read the figures right."""
-    said = [
+    notes = [
         f"A is {verdict.a}, B is {verdict.b}. Scored on {verdict.rows:,} {verdict.split} rows.",
         f"The intervals hold together with {CONFIDENCE:.0%}: paired bootstrap over rows, {DRAWS:,} draws.",
     ]
     if verdict.split == "train":
-        said.append("Nothing is held out: these are rows that the models were trained on.")
+        notes.append("Nothing is held out: these are rows that the models were trained on.")
     if not verdict.same_tokens:
-        said.append("Their tokens differ, so that figures of a token do not compare: see bits per byte.")
+        notes.append("Their tokens differ, so that figures of a token do not compare: see bits per byte.")
     if verdict.runs == (1, 1):
-        said.append(
+        notes.append(
             "One training each: how much another seed alone changes is not known. Train some with "
             "`dvc exp run --queue -S 'train.seed=range(5)'` and compare the groups."
         )
@@ -58,8 +58,8 @@ def notes(verdict: Verdict) -> list[str]:
             for each in verdict.differences
             if each.seed_deviation is not None
         )
-        said.append(f"{counts}. Another seed alone moves a run by (standard deviation): {moves}.")
-    return said
+        notes.append(f"{counts}. Another seed alone moves a run by (standard deviation): {moves}.")
+    return notes
 
 
 def flips_title(verdict: Verdict) -> str:
