@@ -17,7 +17,10 @@ from stages.errors import UserError
 LOG = logging.getLogger(__name__)
 
 PARAMETERS_FILE = Path("params.yaml")
-MOVED = {"train.register_as": "evaluate.register_as"}
+MOVED = {
+    "train.register_as": "is now evaluate.register_as; move the line",
+    "train.betas": "is now two keys, train.beta1 and train.beta2, with one number each; write these two lines in its place",
+}
 
 _LONGEST_VALUE = 200  # characters of what was found that a message has
 
@@ -37,7 +40,9 @@ def read_section(name: str, model: type[Section], path: Path = PARAMETERS_FILE) 
     try:
         return model.model_validate(section)
     except pydantic.ValidationError as error:
-        raise UserError("\n".join(_explain(path, name, model, detail) for detail in error.errors())) from None
+        details = error.errors()
+        moved = [detail for detail in details if _key(name, detail) in MOVED]  # what takes their place is missing too
+        raise UserError("\n".join(_explain(path, name, model, detail) for detail in moved or details)) from None
 
 
 def read_all(path: Path = PARAMETERS_FILE) -> dict[str, Any]:
@@ -70,12 +75,16 @@ def _parse(text: str) -> Any:
     return YAML(typ="safe", pure=True).load(text)
 
 
+def _key(section: str, detail: Any) -> str:
+    return ".".join([section, *(str(part) for part in detail["loc"])])
+
+
 def _explain(path: Path, name: str, model: type[ParamsModel], detail: Any) -> str:
-    key = ".".join([name, *(str(part) for part in detail["loc"])])
+    key = _key(name, detail)
     found = textwrap.shorten(repr(detail["input"]), _LONGEST_VALUE, placeholder=" ...")
     match detail["type"]:
         case "extra_forbidden" if key in MOVED:
-            return f"{path}: {key} is now {MOVED[key]}; move the line"
+            return f"{path}: {key} {MOVED[key]}"
         case "extra_forbidden":
             unknown = str(detail["loc"][-1])
             nearest = difflib.get_close_matches(unknown, model.model_fields, n=1)

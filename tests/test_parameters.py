@@ -33,6 +33,16 @@ def test_a_key_that_moved_says_where_to(tmp_path: Path) -> None:
         read_section("train", TrainParams, path)
 
 
+def test_the_old_betas_get_one_line(tmp_path: Path) -> None:
+    path = edited(tmp_path, "  beta1: 0.9\n", "  betas:\n  - 0.9\n  - 0.999\n")
+    with pytest.raises(UserError) as caught:
+        read_section("train", TrainParams, path)
+    assert str(caught.value).endswith(
+        "train.betas is now two keys, train.beta1 and train.beta2, with one number each; write these two lines in its place"
+    )
+    assert "\n" not in str(caught.value)
+
+
 def edited(folder: Path, old: str, new: str) -> Path:
     text = TOY.read_text()
     assert old in text
@@ -50,9 +60,9 @@ CASES = [
     ("batch_size: 1\n", "batch_size: -1\n", ["train.batch_size", "found -1"]),
     ("batch_size: 1\n", "batch_size: 1.5\n", ["train.batch_size", "integer", "found 1.5"]),
     ("batch_size: 1\n", "batch_size: true\n", ["train.batch_size", "found True"]),
-    ("optimizer: adam", "optimizer: sgd", ["train.optimizer", "'adam' or 'adamw'", "found 'sgd'"]),
+    ("optimizer: adam", "optimizer: sgd", ["train.optimizer", "'adam', 'adamw' or 'muon'", "found 'sgd'"]),
     ("max_steps: null", "max_steps: 5", ["train: exactly one of epochs and max_steps"]),
-    ("  - 0.999\n", "", ["train.betas", "at least 2 items"]),
+    ("beta2: 0.999", "beta2: 1.0", ["train.beta2", "less than 1", "found 1.0"]),
     ("  seed: 42\n", "", ["train.seed is missing"]),
     ("train:\n", "training:\n", ["the section 'train:' is missing"]),
 ]

@@ -158,7 +158,8 @@ def choose_training(passes: float, steps: int, d_model: int, *, validates: bool)
     return {
         "train.optimizer": Choice("adamw", "Loshchilov & Hutter 2019"),
         "train.learning_rate": choose_learning_rate(d_model),
-        "train.betas": Choice([0.9, 0.99], "short trainings need a short memory of squares"),
+        "train.beta1": Choice(0.9, "the usual memory of gradients"),
+        "train.beta2": Choice(0.99, "short trainings need a short memory of squares"),
         "train.weight_decay": choose_weight_decay(passes),
         "train.schedule": Choice(
             "linear", "straight to zero is best for a given number of steps (Bergsma et al. 2025)"

@@ -24,7 +24,7 @@ TOY = read_all(Path(__file__).parents[2] / "presets/toy.yaml")
 
 def train_parameters(**changed: Any) -> TrainParams:
     values: dict[str, Any] = TOY["train"] | {
-        "seed": 1, "optimizer": "adamw", "learning_rate": 0.01, "betas": [0.9, 0.99], "weight_decay": 0.1,
+        "seed": 1, "optimizer": "adamw", "learning_rate": 0.01, "beta1": 0.9, "beta2": 0.99, "weight_decay": 0.1,
         "schedule": "cosine", "warmup_steps": 2, "min_learning_rate": 0.001, "epochs": None, "max_steps": 10,
         "batch_size": 4, "gradient_clip": 1.0,
     }  # fmt: skip

@@ -23,7 +23,7 @@ EVERY_STEP = 1e-9
 STEPS = 12
 # A point every seven steps, so that losses wait for the next one when the training is saved, which devices do every ten.
 FEW_POINTS = 6
-MANY_STEPS: dict[str, Any] = {"max_steps": 40}
+MANY_STEPS: dict[str, Any] = {"max_steps": 40, "optimizer": "muon"}
 ROOT = Path(__file__).parents[2]
 
 
@@ -86,6 +86,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "last weights": {"keep": "last"},
     "patience": {"patience": 2, "learning_rate": 0.5, "min_learning_rate": 0.0, "schedule": "constant", "validate_every": 1},
     "linear schedule": {"schedule": "linear"},
+    "muon": {"optimizer": "muon", "schedule": "cooldown"},
+    "muon in bf16": {"optimizer": "muon", "precision": "bf16-mixed"},
     "adam in bf16": {"optimizer": "adam", "precision": "bf16-mixed"},
     "a curve with few points": {"runtime": {"micro_batch_size": 2}, "keep": "last"},
 }  # fmt: skip

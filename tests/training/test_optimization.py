@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from stages.training.muon import MuonWithAdamW
 from stages.training.optimization import build_optimizer, learning_rate_factor
 from tests.training.conftest import network, train_parameters
 
@@ -33,7 +34,9 @@ def test_torch_agrees_with_the_cosine() -> None:
         reference.step()
 
 
-@pytest.mark.parametrize(("name", "kind"), [("adam", torch.optim.Adam), ("adamw", torch.optim.AdamW)])
+@pytest.mark.parametrize(
+    ("name", "kind"), [("adam", torch.optim.Adam), ("adamw", torch.optim.AdamW), ("muon", MuonWithAdamW)]
+)
 def test_weights_decay_and_biases_and_norms_do_not(name: str, kind: type[torch.optim.Optimizer]) -> None:
     model = network()
     optimizer = build_optimizer(model, train_parameters(optimizer=name))
@@ -44,6 +47,21 @@ def test_weights_decay_and_biases_and_norms_do_not(name: str, kind: type[torch.o
     for parameter_name, parameter in model.named_parameters():
         assert (id(parameter) in decayed) == (parameter.ndim >= 2), parameter_name
     assert sum(len(group["params"]) for group in optimizer.param_groups) == len(list(model.parameters()))
+
+
+def test_cooldown_is_constant_and_then_linear() -> None:
+    parameters = train_parameters(
+        schedule="cooldown", cooldown_fraction=0.4, warmup_steps=10, learning_rate=1e-3, min_learning_rate=1e-4
+    )
+    factors = [learning_rate_factor(step, parameters, 100) for step in range(101)]
+    assert factors[:10] == sorted(factors[:10])
+    assert set(factors[10:61]) == {1.0}
+    assert factors[80] == pytest.approx((1 + 0.1) / 2)
+    assert factors[100] == pytest.approx(0.1)
+    whole = train_parameters(schedule="cooldown", cooldown_fraction=1.0, warmup_steps=0, min_learning_rate=0.0)
+    linear = train_parameters(schedule="linear", warmup_steps=0, min_learning_rate=0.0)
+    for step in range(101):
+        assert learning_rate_factor(step, whole, 100) == pytest.approx(learning_rate_factor(step, linear, 100))
 
 
 def test_steps_come_from_epochs_or_are_given() -> None:

@@ -1,0 +1,102 @@
+"""Muon for the matrices inside the blocks, AdamW for all other weights, as one optimiser.
+
+Shapes: R rows (outputs), C columns (inputs), H head_dim; a matrix is P pieces of S rows and L columns, S at most L.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+MOMENTUM = 0.95
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+ITERATIONS = 5
+SMALLEST_NORM = 1e-7
+
+Heads = Literal["rows", "columns", "none"]
+"""What belongs to one head of attention: some rows of a matrix, some columns, or nothing."""
+
+
+class MuonWithAdamW(torch.optim.AdamW):
+    """Muon (Jordan et al. 2024) for the groups that have the keys ``heads`` and ``head_dim``, AdamW for the others.
+
+    Muon replaces a matrix's averaged gradient by the nearest matrix with orthogonal rows or columns, scaled so that the root
+    mean square of its numbers is 1 / sqrt(C). Such a step changes what a layer returns by as much in a wide model as in a
+    narrow one (Bernstein & Newhouse 2024, section 4). The heads of attention are orthogonalised one by one.
+    """
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Take one step; return what the closure returns."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        groups = self.param_groups
+        try:
+            self.param_groups = [group for group in groups if "heads" not in group]
+            super().step()
+        finally:
+            self.param_groups = groups
+        self._step_muon([group for group in groups if "heads" in group])
+        return loss
+
+    def _step_muon(self, groups: list[dict[str, Any]]) -> None:
+        """Move the matrices; pieces of one shape are orthogonalised at once."""
+        moves_of_shape = defaultdict(list)
+        for group in groups:
+            for matrix in group["params"]:
+                if matrix.grad is not None:
+                    update = pieces(self._update_average(matrix), group["heads"], group["head_dim"])
+                    moves_of_shape[update.shape[1:]].append((matrix, update, group))
+        for moves in moves_of_shape.values():
+            orthogonal = orthogonalise(torch.cat([update for _, update, _ in moves]))
+            for (matrix, _, group), step in zip(moves, orthogonal.split([len(move[1]) for move in moves]), strict=True):
+                matrix.mul_(1 - group["lr"] * group["weight_decay"])
+                scale = (step.shape[2] / matrix.shape[1]) ** 0.5
+                pieces(matrix, group["heads"], group["head_dim"]).add_(step, alpha=-group["lr"] * scale)
+
+    def _update_average(self, matrix: Tensor) -> Tensor:
+        """Return the average of the gradients, with Nesterov's look ahead: [R, C]."""
+        assert matrix.grad is not None  # noqa: S101 - tells the type checker
+        state = self.state[matrix]
+        if not state:
+            state["momentum_buffer"] = torch.zeros_like(matrix)
+            state["step"] = torch.zeros(())  # AdamW looks for it when it loads a state
+        average = state["momentum_buffer"].lerp_(matrix.grad, 1 - MOMENTUM)
+        return matrix.grad.lerp(average, MOMENTUM)
+
+
+def pieces(matrix: Tensor, heads: Heads, head_dim: int) -> Tensor:
+    """Return a view of a matrix, [R, C], as its heads or as one piece: [P, S, L]."""
+    view: Tensor
+    match heads:
+        case "rows":
+            view = matrix.unflatten(0, (-1, head_dim))  # [R, C] -> [P, H, C]
+        case "columns":
+            view = matrix.unflatten(1, (-1, head_dim)).transpose(0, 1)  # [R, C] -> [R, P, H] -> [P, R, H]
+        case "none":
+            view = matrix[None]
+    return view.mT if view.shape[1] > view.shape[2] else view
+
+
+def orthogonalise(matrices: Tensor) -> Tensor:
+    """Return matrices, [P, S, L], with their singular values brought near to 1, by Newton-Schulz (Jordan et al. 2024).
+
+    Each iteration takes X to (a + b G + c G^2) X, with G = X X^T. All of them are functions of the first G, which is
+    small, so that X is multiplied once, at the end.
+    """
+    x = matrices.to(torch.promote_types(matrices.dtype, torch.float32))
+    x = x / torch.linalg.matrix_norm(x, keepdim=True).clamp(min=SMALLEST_NORM)
+    a, b, c = COEFFICIENTS
+    gram = x @ x.mT  # [P, S, S]
+    product = torch.eye(x.shape[1], dtype=x.dtype, device=x.device).expand_as(gram)
+    for _ in range(ITERATIONS):
+        factor = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        factor.diagonal(dim1=1, dim2=2).add_(a)
+        product = factor @ product
+        gram = factor @ gram @ factor
+    orthogonal: Tensor = product @ x
+    return orthogonal.type_as(matrices)
