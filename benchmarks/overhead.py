@@ -11,8 +11,8 @@ import numpy as np
 import torch
 
 from benchmarks.measuring import Options, options, summarise, write_table
+from stages.artifacts.dataset import DATASET_FOLDER
 from stages.artifacts.provenance_json import Provenance
-from stages.artifacts.token_shards import DATASET_FOLDER
 from stages.core.examples import Examples
 from stages.core.loss import summed_loss
 from stages.core.transformer import ModelParams, Transformer, TransformerConfig

@@ -5,17 +5,16 @@ Reads the sections data, split and dataset of params.yaml.
 
 from contextlib import ExitStack
 
-from stages.artifacts.prompts_table import DataParams, read_prompts
-from stages.artifacts.token_shards import (
+from stages.artifacts.dataset import (
     DATASET_FOLDER,
     DatasetMetadata,
     SplitMetadata,
     make_folder,
-    open_shard_writer,
-    shard_path,
     start_writing,
     write_metadata,
 )
+from stages.artifacts.prompts_table import DataParams, read_prompts
+from stages.artifacts.token_shards import open_shard_writer, shard_path
 from stages.artifacts.vocabulary_json import read_vocabulary
 from stages.command_line import command_parser, run_stage, with_progress
 from stages.core.frames import UnusableTextError, place, rows_of

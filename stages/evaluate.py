@@ -13,13 +13,12 @@ from pydantic import Field
 
 from stages import command_line
 from stages.artifacts.atomic import atomic_file
-from stages.artifacts.dataset import open_held_out
+from stages.artifacts.dataset import DATASET_FOLDER, open_held_out, read_metadata
 from stages.artifacts.metrics_json import write_json
 from stages.artifacts.model_weights import SavedModel, read_model
 from stages.artifacts.provenance_json import check_trained_from, read_provenance, stage_provenance
 from stages.artifacts.scores_parquet import SCORES_FILE, write_scores
 from stages.artifacts.table_csv import write_table
-from stages.artifacts.token_shards import DATASET_FOLDER, read_metadata
 from stages.core.evaluation import (
     Completion,
     Scores,

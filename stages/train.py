@@ -10,12 +10,11 @@ import lightning
 from lightning.pytorch.utilities import rank_zero_only
 
 from stages import command_line
-from stages.artifacts.dataset import open_examples
+from stages.artifacts.dataset import DATASET_FOLDER, open_examples, read_metadata
 from stages.artifacts.metrics_json import write_json
 from stages.artifacts.model_weights import SavedModel, write_model
 from stages.artifacts.provenance_json import MODEL_FOLDER, Provenance, stage_provenance
 from stages.artifacts.table_csv import TRAIN_CURVE, VALIDATION_CURVE, write_table
-from stages.artifacts.token_shards import DATASET_FOLDER, read_metadata
 from stages.artifacts.vocabulary_json import VOCABULARY_FILE
 from stages.core.transformer import ModelParams, Transformer, TransformerConfig
 from stages.errors import UserError

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from safetensors.numpy import load_file
 
-from stages.artifacts.token_shards import open_shard, read_metadata
+from stages.artifacts.dataset import read_metadata
+from stages.artifacts.token_shards import open_shard
 from stages.artifacts.vocabulary_json import read_vocabulary
 from stages.core.split import SPLITS
 

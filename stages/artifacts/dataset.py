@@ -1,11 +1,84 @@
-"""Open one split of data/dataset/ as examples for a model."""
+"""data/dataset/: a file of token_ids for each split (token_shards), and metadata.json, which says how they were made.
 
+metadata.json is deleted first and written last: a dataset without one is unfinished.
+"""
+
+from pathlib import Path
 from typing import Any
 
-from stages.artifacts.token_shards import DATASET_FOLDER, DatasetMetadata, open_shard, shard_path
+import pydantic
+
+from stages.artifacts.atomic import atomic_file
+from stages.artifacts.token_shards import REBUILD, open_shard, shard_path
 from stages.core.examples import Examples
+from stages.core.params_model import ParamsModel
 from stages.core.split import SPLITS, Split
+from stages.core.windows import DatasetParams
 from stages.errors import UserError
+
+DATASET_FOLDER = Path("data/dataset")
+METADATA_FILE = "metadata.json"
+
+
+class SplitMetadata(ParamsModel):
+    """What one split holds."""
+
+    rows: int
+    """Rows of the CSV."""
+    tokens: int
+    """All tokens, <EOS> included."""
+    scored_tokens: int
+    """Targets that carry loss."""
+    scored_bytes: int
+    """UTF-8 bytes of the text that those targets stand for; <EOS> stands for none."""
+    sha256: str
+    """Of the split's file: metadata.json stands for the whole folder where a fingerprint is taken of it."""
+
+
+class DatasetMetadata(ParamsModel):
+    """What was made of which text: all that a reader of the token shards has to know."""
+
+    vocabulary_size: int
+    """How many tokens the vocabulary has."""
+    eos_id: int
+    """The id of <EOS>."""
+    parameters: DatasetParams
+    """How its tokens become windows, and which targets carry loss."""
+    splits: dict[Split, SplitMetadata]
+    """Each split by its name."""
+
+
+def read_metadata(folder: Path = DATASET_FOLDER) -> DatasetMetadata:
+    """Read metadata.json.
+
+    Raises:
+        UserError: the dataset is absent or unfinished, or the file is not as ``write_metadata`` writes it.
+    """
+    path = folder / METADATA_FILE
+    try:
+        return DatasetMetadata.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        raise UserError(f"{path}: not found, so the dataset is absent or unfinished; {REBUILD}") from None
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        raise UserError(f"{path}: {key}: {first['msg']}; {REBUILD}".replace(" : ", " ")) from None
+
+
+def write_metadata(metadata: DatasetMetadata, folder: Path = DATASET_FOLDER) -> None:
+    """Write metadata.json: the dataset is finished."""
+    with atomic_file(folder / METADATA_FILE) as file:
+        file.write(metadata.model_dump_json(indent=2).encode() + b"\n")
+
+
+def make_folder(folder: Path = DATASET_FOLDER) -> None:
+    """Make the dataset's folder; what is in it stays until all rows are read, so that a bad row loses nothing."""
+    folder.mkdir(parents=True, exist_ok=True)
+
+
+def start_writing(folder: Path = DATASET_FOLDER) -> None:
+    """Mark what is in the folder as unfinished."""
+    (folder / METADATA_FILE).unlink(missing_ok=True)
 
 
 class SplitExamples(Examples):

@@ -1,8 +1,7 @@
-"""data/dataset/: the token_ids of each split, as memory-mapped safetensors, and metadata.json.
+"""The token_ids of one split, as memory-mapped safetensors.
 
-Each split's file holds three tensors, in this order: row_offsets int64 [R + 1], completion_starts int64 [R] and
-token_ids [tokens] in the smallest of uint8, uint16 and uint32 that holds the vocabulary. metadata.json is deleted first
-and written last: a dataset without one is unfinished.
+A file holds three tensors, in this order: row_offsets int64 [R + 1], completion_starts int64 [R] and token_ids [tokens] in
+the smallest of uint8, uint16 and uint32 that holds the vocabulary.
 
 Shapes: R rows.
 """
@@ -19,20 +18,15 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-import pydantic
 
 from stages.artifacts.atomic import atomic_file
-from stages.core.params_model import ParamsModel
 from stages.core.split import Split
-from stages.core.windows import DatasetParams, Integers, RowSpans
+from stages.core.windows import Integers, RowSpans
 from stages.errors import UserError
 
 LOG = logging.getLogger(__name__)
 
-DATASET_FOLDER = Path("data/dataset")
-METADATA_FILE = "metadata.json"
-
-_REBUILD = "build it anew with: dvc repro build_dataset"
+REBUILD = "build it anew with: dvc repro build_dataset"
 _LENGTH_BYTES = 8  # of the header, in front of it
 _DTYPES: dict[str, np.dtype[Any]] = {
     "U8": np.dtype("<u1"),
@@ -43,34 +37,6 @@ _DTYPES: dict[str, np.dtype[Any]] = {
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 _Tensor = tuple[np.dtype[Any], list[int], list[int]]  # its type, its shape, where it begins and ends
 _TENSORS = ("row_offsets", "completion_starts", "token_ids")
-
-
-class SplitMetadata(ParamsModel):
-    """What one split holds."""
-
-    rows: int
-    """Rows of the CSV."""
-    tokens: int
-    """All tokens, <EOS> included."""
-    scored_tokens: int
-    """Targets that carry loss."""
-    scored_bytes: int
-    """UTF-8 bytes of the text that those targets stand for; <EOS> stands for none."""
-    sha256: str
-    """Of the split's file: metadata.json stands for the whole folder where a fingerprint is taken of it."""
-
-
-class DatasetMetadata(ParamsModel):
-    """What was made of which text: all that a reader of the token shards has to know."""
-
-    vocabulary_size: int
-    """How many tokens the vocabulary has."""
-    eos_id: int
-    """The id of <EOS>."""
-    parameters: DatasetParams
-    """How its tokens become windows, and which targets carry loss."""
-    splits: dict[Split, SplitMetadata]
-    """Each split by its name."""
 
 
 @dataclass(frozen=True)
@@ -105,9 +71,9 @@ def open_shard(path: Path) -> TokenShard:
     try:
         data = np.asarray(np.memmap(path, dtype=np.uint8, mode="r"))
     except FileNotFoundError:
-        raise UserError(f"{path}: not found; {_REBUILD}") from None
+        raise UserError(f"{path}: not found; {REBUILD}") from None
     except ValueError:  # an empty file cannot be mapped
-        raise UserError(f"{path}: the file is empty; {_REBUILD}") from None
+        raise UserError(f"{path}: the file is empty; {REBUILD}") from None
     try:
         header_end = _LENGTH_BYTES + int.from_bytes(data[:_LENGTH_BYTES].tobytes(), "little")
         header = json.loads(data[_LENGTH_BYTES:header_end].tobytes())
@@ -117,38 +83,15 @@ def open_shard(path: Path) -> TokenShard:
         size = header_end + tensors[-1][2][1]
         well_formed = _is_well_formed(tensors)
     except (ValueError, KeyError, TypeError, IndexError):
-        raise UserError(f"{path}: not a token shard; {_REBUILD}") from None
+        raise UserError(f"{path}: not a token shard; {REBUILD}") from None
     if not well_formed:
-        raise UserError(f"{path}: not a token shard (its tensors are not those of one); {_REBUILD}")
+        raise UserError(f"{path}: not a token shard (its tensors are not those of one); {REBUILD}")
     if size != len(data):
-        raise UserError(f"{path}: damaged: {len(data):,} bytes where its header says {size:,}; {_REBUILD}")
+        raise UserError(f"{path}: damaged: {len(data):,} bytes where its header says {size:,}; {REBUILD}")
     row_offsets, completion_starts, token_ids = (
         data[header_end + start : header_end + end].view(dtype) for dtype, _, (start, end) in tensors
     )
     return TokenShard(token_ids, row_offsets, completion_starts)
-
-
-def read_metadata(folder: Path = DATASET_FOLDER) -> DatasetMetadata:
-    """Read metadata.json.
-
-    Raises:
-        UserError: the dataset is absent or unfinished, or the file is not as ``write_metadata`` writes it.
-    """
-    path = folder / METADATA_FILE
-    try:
-        return DatasetMetadata.model_validate_json(path.read_bytes())
-    except FileNotFoundError:
-        raise UserError(f"{path}: not found, so the dataset is absent or unfinished; {_REBUILD}") from None
-    except pydantic.ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(map(str, first["loc"]))
-        raise UserError(f"{path}: {key}: {first['msg']}; {_REBUILD}".replace(" : ", " ")) from None
-
-
-def write_metadata(metadata: DatasetMetadata, folder: Path = DATASET_FOLDER) -> None:
-    """Write metadata.json: the dataset is finished."""
-    with atomic_file(folder / METADATA_FILE) as file:
-        file.write(metadata.model_dump_json(indent=2).encode() + b"\n")
 
 
 class TokenShardWriter:
@@ -215,16 +158,6 @@ def open_shard_writer(path: Path, vocabulary_size: int) -> Iterator[TokenShardWr
             file.flush()
             with Path(file.name).open("rb") as written:
                 writer.sha256 = hashlib.file_digest(written, "sha256").hexdigest()
-
-
-def make_folder(folder: Path = DATASET_FOLDER) -> None:
-    """Make the dataset's folder; what is in it stays until all rows are read, so that a bad row loses nothing."""
-    folder.mkdir(parents=True, exist_ok=True)
-
-
-def start_writing(folder: Path = DATASET_FOLDER) -> None:
-    """Mark what is in the folder as unfinished."""
-    (folder / METADATA_FILE).unlink(missing_ok=True)
 
 
 def _is_well_formed(tensors: list[_Tensor]) -> bool:

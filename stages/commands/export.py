@@ -13,11 +13,10 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from stages import command_line
-from stages.artifacts.dataset import open_held_out
+from stages.artifacts.dataset import DATASET_FOLDER, open_held_out, read_metadata
 from stages.artifacts.metrics_json import read_json, write_json
 from stages.artifacts.model_weights import SavedModel, read_model
 from stages.artifacts.provenance_json import MODEL_FOLDER, Provenance, md5, read_provenance
-from stages.artifacts.token_shards import DATASET_FOLDER, read_metadata
 from stages.artifacts.vocabulary_json import VOCABULARY_FILE
 from stages.core.vocabulary import Vocabulary
 from stages.errors import UserError

@@ -1,4 +1,4 @@
-"""A split's examples, and how they come to the processes that prepare batches ahead."""
+"""What data/dataset/ holds: metadata, the examples of a split, and how they come to processes that prepare batches ahead."""
 
 import pickle
 from pathlib import Path
@@ -7,15 +7,17 @@ import numpy as np
 import pytest
 import torch
 
-from stages.artifacts.dataset import open_examples
-from stages.artifacts.token_shards import (
+from stages.artifacts.dataset import (
     DATASET_FOLDER,
     DatasetMetadata,
     SplitMetadata,
     make_folder,
-    open_shard_writer,
-    shard_path,
+    open_examples,
+    read_metadata,
+    start_writing,
+    write_metadata,
 )
+from stages.artifacts.token_shards import open_shard_writer, shard_path
 from stages.core.windows import DatasetParams
 from stages.errors import UserError
 from stages.training.data_module import TrainingBatches
@@ -24,6 +26,12 @@ from tests.training.conftest import train_parameters
 
 TOKENS = 1_000_000
 CONTEXT_LENGTH = 100
+METADATA = DatasetMetadata(
+    vocabulary_size=5,
+    eos_id=4,
+    parameters=DatasetParams(packing="rows", loss_on="all", stride=None),
+    splits={"train": SplitMetadata(rows=2, tokens=12, scored_tokens=10, scored_bytes=25, sha256="0")},
+)
 
 
 def test_batches_travel_to_another_process_without_their_tokens(
@@ -74,3 +82,18 @@ def test_a_split_that_is_absent_is_named() -> None:
     )
     with pytest.raises(UserError, match=r"^data/dataset/metadata.json: splits: test is missing; type `dvc repro"):
         open_examples("test", dataset, CONTEXT_LENGTH)
+
+
+def test_metadata_round_trips_and_an_unfinished_dataset_has_none(tmp_path: Path) -> None:
+    write_metadata(METADATA, tmp_path)
+    assert read_metadata(tmp_path) == METADATA
+    start_writing(tmp_path)
+    with pytest.raises(UserError, match=r"metadata\.json: not found, so the dataset is absent or unfinished"):
+        read_metadata(tmp_path)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"vocabulary_size": "5"}'])
+def test_foreign_metadata_is_refused(tmp_path: Path, content: str) -> None:
+    (tmp_path / "metadata.json").write_text(content)
+    with pytest.raises(UserError, match=r"metadata\.json: .*dvc repro build_dataset"):
+        read_metadata(tmp_path)

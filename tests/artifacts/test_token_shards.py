@@ -8,24 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
-from stages.artifacts.token_shards import (
-    DatasetMetadata,
-    SplitMetadata,
-    open_shard,
-    open_shard_writer,
-    read_metadata,
-    start_writing,
-    write_metadata,
-)
-from stages.core.windows import DatasetParams
+from stages.artifacts.token_shards import open_shard, open_shard_writer
 from stages.errors import UserError
-
-METADATA = DatasetMetadata(
-    vocabulary_size=5,
-    eos_id=4,
-    parameters=DatasetParams(packing="rows", loss_on="all", stride=None),
-    splits={"train": SplitMetadata(rows=2, tokens=12, scored_tokens=10, scored_bytes=25, sha256="0")},
-)
 
 
 def header(*tensors: tuple[str, int]) -> bytes:
@@ -119,21 +103,6 @@ def test_a_foreign_file_is_refused(tmp_path: Path, content: bytes) -> None:
     path.write_bytes(len(content).to_bytes(8, "little") + content + bytes(8))
     with pytest.raises(UserError, match="not a token shard"):
         open_shard(path)
-
-
-def test_metadata_round_trips_and_an_unfinished_dataset_has_none(tmp_path: Path) -> None:
-    write_metadata(METADATA, tmp_path)
-    assert read_metadata(tmp_path) == METADATA
-    start_writing(tmp_path)
-    with pytest.raises(UserError, match=r"metadata\.json: not found, so the dataset is absent or unfinished"):
-        read_metadata(tmp_path)
-
-
-@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"vocabulary_size": "5"}'])
-def test_foreign_metadata_is_refused(tmp_path: Path, content: str) -> None:
-    (tmp_path / "metadata.json").write_text(content)
-    with pytest.raises(UserError, match=r"metadata\.json: .*dvc repro build_dataset"):
-        read_metadata(tmp_path)
 
 
 def test_the_writer_gives_the_files_hash(tmp_path: Path) -> None:
