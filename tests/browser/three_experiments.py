@@ -2,6 +2,7 @@
 
 import math
 import os
+import subprocess
 from pathlib import Path
 
 from stages.artifacts.provenance_json import Provenance
@@ -9,10 +10,23 @@ from stages.tracking.runs import Evaluation, log_evaluation, start_training_run
 
 DATASET = Path("data/dataset")
 EXPERIMENTS = {"baseline": 0.1, "faster": 0.3, "slower": 0.03}
+# What the commit holds on which they are run: a run is named by what differs from it.
+LOCK = """\
+stages:
+  build_dataset:
+    outs: [{path: data/dataset}]
+  train:
+    deps: [{path: data/dataset, md5: dddddddddddddddddddddddddddddddd}]
+    params:
+      params.yaml: {model: {d_model: 2}, train: {learning_rate: 0.1}}
+"""
 
 
 def main() -> None:
-    """Log a training and its evaluation under each name."""
+    """Commit a result, then log a training and its evaluation under each name."""
+    Path("dvc.lock").write_text(LOCK)
+    for arguments in (["init", "--quiet"], ["add", "dvc.lock"], ["commit", "--quiet", "--message=Start"]):
+        subprocess.run(["git", "-c", "user.name=Test", "-c", "user.email=test@example.org", *arguments], check=True)
     (DATASET).mkdir(parents=True)
     (DATASET / "metadata.json").write_text("{}")
     for name, learning_rate in EXPERIMENTS.items():
