@@ -9,14 +9,16 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from stages import command_line
 from stages.artifacts.atomic import atomic_file
 from stages.artifacts.dataset import DATASET_FOLDER, open_held_out, read_metadata
 from stages.artifacts.metrics_json import write_json
 from stages.artifacts.model_weights import SavedModel, read_model
+from stages.artifacts.prompts_table import DataParams
 from stages.artifacts.provenance_json import check_trained_from, read_provenance, stage_provenance
+from stages.artifacts.row_places import read_places
 from stages.artifacts.scores_parquet import SCORES_FILE, write_scores
 from stages.artifacts.table_csv import write_table
 from stages.core.evaluation import (
@@ -31,6 +33,7 @@ from stages.core.evaluation import (
 from stages.core.examples import Examples
 from stages.core.params_model import ParamsModel
 from stages.core.score_table import build_score_table
+from stages.core.split import SplitParams
 from stages.core.vocabulary import Vocabulary
 from stages.errors import UserError
 from stages.inputs import StageInputs, unchanged_inputs
@@ -66,8 +69,15 @@ class EvaluateParams(ParamsModel):
     """The longest completion that is generated; null: as long as the longest in the data, at most model.context_length."""
     samples: Annotated[int, Field(ge=0)]
     """Completions written to metrics/samples.csv."""
+    group_column: str | None
+    """The column of the data whose values group the rows in data/scores.parquet and in a verdict; null: none."""
     register_as: Annotated[str, Field(pattern=r"^[\w .-]+$")] | None
     """The name in MLflow's registry of which each model that is evaluated becomes the next version; null registers nothing."""
+
+    @field_validator("group_column", mode="before")
+    @classmethod
+    def _take_numbered_columns(cls, name: Any) -> Any:
+        return str(name) if type(name) is int else name  # params.yaml has the name 0 as a number
 
 
 def main() -> None:
@@ -93,6 +103,8 @@ def evaluate(inputs: StageInputs, *, quiet: bool) -> None:
     network = model.network.to(runtime.torch_device())
     metadata = read_metadata()
     split, examples = open_held_out(metadata, network.config.context_length)
+    data, split_params = read_section("data", DataParams), read_section("split", SplitParams)
+    places = read_places(data, split_params, split, metadata.splits[split].rows, params.group_column)
     LOG.info("scoring %s on %s, with %d threads", split, network.output.weight.device, torch.get_num_threads())
 
     scores = score(network, examples, params.batch_size, partial(command_line.track, name="scores", quiet=quiet))
@@ -107,7 +119,7 @@ def evaluate(inputs: StageInputs, *, quiet: bool) -> None:
         texts=params.samples,
         watch=partial(command_line.track, name="completions", quiet=quiet),
     )
-    table = build_score_table(split, examples, metadata.parameters, vocabulary, scores.rows, completions)
+    table = build_score_table(split, places, examples, metadata.parameters, vocabulary, scores.rows, completions)
     metrics = {"split": split, **summarise(scores, metadata.splits[split].scored_bytes, completions)}
     labels = token_labels(vocabulary)
     completions_only = metadata.parameters.loss_on == "completion"

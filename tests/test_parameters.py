@@ -102,6 +102,7 @@ def test_no_whole_number_may_be_beyond_what_a_tensor_holds(section: str, value: 
     text = TOY.read_text()
     head, mark, tail = text.partition(f"\n{section}:\n")
     keys = re.findall(r"^  (\w+): (?:\d+|null)$", tail.partition("\n\n")[0], re.MULTILINE)
+    keys = [key for key in keys if key != "group_column"]  # a column may be called by a number
     assert keys
     for key in keys:
         path = tmp_path / "params.yaml"

@@ -51,9 +51,10 @@ def test_force_gives_the_same_bytes(trained: Project) -> None:
     assert trained.run("git", "status", "--porcelain").stdout == ""
 
 
+READ_THE_TABLE = [*ALL[:2], "evaluate"]
 PARAMETERS = [
     # Another draw of no rows: the dataset has the same bytes, so that nothing is trained again.
-    ("  seed: 0\n", "  seed: 1\n", ALL[:2]),
+    ("  seed: 0\n", "  seed: 1\n", READ_THE_TABLE),
     ("loss_on: all", "loss_on: completion", DATASET_ON),
 ]
 
@@ -65,12 +66,13 @@ def test_a_parameter_reruns_only_its_stages(edited: Project, old: str, new: str,
 
 
 MORE_PARAMETERS = [
-    ("prompt_column: prompt\n", "prompt_column: completion\n", ALL[:2]),
+    ("prompt_column: prompt\n", "prompt_column: completion\n", READ_THE_TABLE),
     ("unknown_token: false", "unknown_token: true", ALL[:1]),
     ("d_model: 2", "d_model: 4", ["train"]),
     ("learning_rate: 0.1", "learning_rate: 0.05", ["train"]),
     ("samples: 20", "samples: 1", ["evaluate"]),
     ("register_as: null", "register_as: answers", ["evaluate"]),
+    ("group_column: null", "group_column: completion", ["evaluate"]),
 ]
 
 
@@ -129,7 +131,7 @@ SHARED_FILES = [
     ("stages/core/vocabulary.py", ALL),
     ("stages/core/transformer.py", TRAIN_ON),
     ("stages/training/history.py", TRAIN_ON[:1]),
-    ("stages/artifacts/prompts_table.py", ALL[:2]),
+    ("stages/artifacts/prompts_table.py", READ_THE_TABLE),
     ("stages/artifacts/token_shards.py", DATASET_ON),
     ("stages/parameters.py", ALL),
 ]

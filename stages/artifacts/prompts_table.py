@@ -72,12 +72,12 @@ class _Source:
     split: Split | SplitParams
 
 
-def read_prompts(data: DataParams, split: SplitParams) -> Iterator[pa.Table]:
+def read_prompts(data: DataParams, split: SplitParams, group_column: str | None = None) -> Iterator[pa.Table]:
     r"""Yield every row, in frames of a few megabytes; line ends within cells become ``\n``.
 
-    Columns: file and row (1 for the first one of a file), prompt, completion (empty where there is none) and split. A frame
-    is an Arrow table, since pandas takes as long to import as 60 MB to read; ``to_pandas`` copies no text, and whatever
-    takes a frame takes one of pandas as well.
+    Columns: file and row (1 for the first one of a file), prompt, completion (empty where there is none) and split, and
+    group, the text of ``group_column``, where that is given. A frame is an Arrow table, since pandas takes as long to import
+    as 60 MB to read; ``to_pandas`` copies no text, and whatever takes a frame takes one of pandas as well.
 
     Raises:
         UserError: a file is absent, or is not such a table (the message names the file, row and column), or no row is
@@ -87,7 +87,7 @@ def read_prompts(data: DataParams, split: SplitParams) -> Iterator[pa.Table]:
     for source in _sources(data, split):
         LOG.info("reading %s", source.path)
         of_file = 0
-        for read in _read_file(source, data):
+        for read in _read_file(source, data, group_column):
             frame = _frame(source, read)
             of_file += len(frame)
             training_rows += int(np.count_nonzero(split_codes(frame) == SPLITS.index("train")))
@@ -105,9 +105,14 @@ def read_prompts(data: DataParams, split: SplitParams) -> Iterator[pa.Table]:
         raise UserError(f"{data.csv}: no row to train on, of {rows:,}: {cause}")
 
 
-def _read_file(source: _Source, data: DataParams) -> Iterator[Rows]:
+def _read_file(source: _Source, data: DataParams, group_column: str | None) -> Iterator[Rows]:
     split_column = source.split.column if isinstance(source.split, SplitParams) else None
-    wanted = {"prompt": data.prompt_column, "completion": data.completion_column, "split": split_column}
+    wanted = {
+        "prompt": data.prompt_column,
+        "completion": data.completion_column,
+        "split": split_column,
+        "group": group_column,
+    }
     names = {role: name for role, name in wanted.items() if name is not None}
     if source.path.suffix == ".parquet":
         return read_parquet(source.path, names)
@@ -123,15 +128,14 @@ def _frame(source: _Source, read: Rows) -> pa.Table:
         codes = split_codes(read.columns)
     else:
         codes = drawn_splits(read.columns, source.split)
-    return pa.table(
-        {
-            "file": pa.DictionaryArray.from_arrays(np.zeros(count, np.int8), [str(source.path)]),
-            "row": np.arange(read.first, read.first + count),
-            "prompt": read.columns["prompt"],
-            "completion": read.columns["completion"],
-            "split": pa.DictionaryArray.from_arrays(codes, list(SPLITS)),
-        }
-    )
+    columns = {
+        "file": pa.DictionaryArray.from_arrays(np.zeros(count, np.int8), [str(source.path)]),
+        "row": np.arange(read.first, read.first + count),
+        "prompt": read.columns["prompt"],
+        "completion": read.columns["completion"],
+        "split": pa.DictionaryArray.from_arrays(codes, list(SPLITS)),
+    }
+    return pa.table(columns | {"group": read.columns["group"]} if "group" in read.columns else columns)
 
 
 def _sources(data: DataParams, split: SplitParams) -> list[_Source]:

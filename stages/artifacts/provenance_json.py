@@ -29,7 +29,7 @@ class Provenance(pydantic.BaseModel):
     fingerprint: str
     """Digest of everything below."""
     dependencies: dict[str, str]
-    """Path -> md5, as in dvc.lock; for a folder the md5 of its metadata.json or provenance.json."""
+    """Path -> md5, as in dvc.lock; for a folder that of its metadata.json or provenance.json, or else of all its files."""
     parameters: dict[str, Any]
     """The sections and keys of params.yaml that the stage depends on, by their names in dvc.yaml."""
 
@@ -100,8 +100,12 @@ def read_provenance(folder: Path = MODEL_FOLDER) -> Provenance:
 
 
 def md5(path: Path) -> str:
-    """Hash a file, or the file that says what a folder holds."""
+    """Hash a file, or the file that says what a folder holds, or else all files of a folder and their names."""
     if path.is_dir():
-        path = next(path / name for name in FOLDER_FILES if (path / name).exists())
+        says = next((path / name for name in FOLDER_FILES if (path / name).exists()), None)
+        if says is None:
+            files = {each.relative_to(path).as_posix(): md5(each) for each in path.rglob("*") if each.is_file()}
+            return hashlib.md5(json.dumps(files, sort_keys=True).encode(), usedforsecurity=False).hexdigest()
+        path = says
     with path.open("rb") as file:
         return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()

@@ -18,7 +18,9 @@ _INTEGERS = ("rows", "tokens", "bytes", "correct", "completion_tokens", "complet
 _SCHEMA = pa.schema(
     [
         ("split", pa.dictionary(pa.int8(), pa.string())),
+        ("file", pa.dictionary(pa.int32(), pa.string())),
         ("row", pa.int64()),
+        ("group", pa.dictionary(pa.int32(), pa.string())),
         ("prompt", pa.string()),
         ("expected", pa.string()),
         ("completion", pa.string()),
@@ -31,7 +33,10 @@ _SCHEMA = pa.schema(
         ("completion_correct", pa.int64()),
     ]
 )
-_COLUMNS = dict(zip([field.name for field in fields(ScoreTable)], _SCHEMA.names, strict=True))
+_GROUP_COLUMN = "group_column"
+"""The field of ScoreTable that is no column, but said of one: metadata of the file."""
+_FIELDS = [field.name for field in fields(ScoreTable) if field.name != _GROUP_COLUMN]
+_COLUMNS = dict(zip(_FIELDS, _SCHEMA.names, strict=True))
 """Field of ScoreTable -> column."""
 
 
@@ -39,7 +44,8 @@ def write_scores(path: Path, table: ScoreTable) -> None:
     """Write one line for each row."""
     columns = {name: getattr(table, field) for field, name in _COLUMNS.items()}
     columns["split"] = pa.DictionaryArray.from_arrays(np.zeros(len(table), np.int8), pa.array([table.split]))
-    arrow = pa.table({field.name: pa.array(columns[field.name], field.type) for field in _SCHEMA}, schema=_SCHEMA)
+    schema = _SCHEMA if table.group_column is None else _SCHEMA.with_metadata({_GROUP_COLUMN: table.group_column})
+    arrow = pa.table({field.name: pa.array(columns[field.name], field.type) for field in schema}, schema=schema)
     with atomic_file(path) as file:
         pq.write_table(arrow, file, compression="zstd")
 
@@ -55,7 +61,9 @@ def read_scores(content: bytes, name: str) -> ScoreTable:
         UserError: it is no such table, or has no rows.
     """
     try:
-        arrow = pq.read_table(io.BytesIO(content)).cast(_SCHEMA)
+        arrow = pq.read_table(io.BytesIO(content))
+        group_column = (arrow.schema.metadata or {}).get(_GROUP_COLUMN.encode())
+        arrow = arrow.cast(_SCHEMA)
         (split,) = arrow["split"].unique().to_pylist()
     except (pa.ArrowException, ValueError, KeyError) as error:
         reason = str(error).splitlines()[0]
@@ -66,4 +74,4 @@ def read_scores(content: bytes, name: str) -> ScoreTable:
         field: arrow[column].to_numpy() if field in (*_INTEGERS, "loss_sum") else arrow[column].to_pylist()
         for field, column in _COLUMNS.items()
     }
-    return ScoreTable(**values | {"split": split})
+    return ScoreTable(**values | {"split": split, _GROUP_COLUMN: group_column and group_column.decode()})

@@ -14,13 +14,18 @@ from stages.core.frames import text_data, text_sizes
 from stages.core.split import SPLITS
 from stages.errors import UserError
 
-KEYS = {"prompt": "data.prompt_column", "completion": "data.completion_column", "split": "split.column"}
+KEYS = {
+    "prompt": "data.prompt_column",
+    "completion": "data.completion_column",
+    "split": "split.column",
+    "group": "evaluate.group_column",
+}
 _SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "vertical bars", ",": "commas"}
 
 _NUL, _CARRIAGE_RETURN = re.compile(rb"\0"), re.compile(rb"\r")
 
 Columns = dict[str, pa.StringArray]
-"""The text of some rows: prompt, completion, and split where a column says it."""
+"""The text of some rows: prompt, completion, and split and group where a column says them."""
 Wanted = Mapping[str, str]
 """The columns to read: a key of ``KEYS`` -> the column's name."""
 
@@ -58,6 +63,8 @@ def find_column(path: Path, names: Sequence[str], role: str, wanted: Wanted) -> 
         fix = f"name the right one, e.g. with -S {setting(key, nearest[0])}" if nearest else "name the right one"
         if role == "completion":
             fix += ", or -S data.completion_column=null if the table has prompts only"
+        if role == "group":
+            fix += ", or -S evaluate.group_column=null to score without groups"
     raise UserError(f"{path}: no column {name!r} ({key}); found: {found}; {fix}")
 
 

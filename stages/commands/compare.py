@@ -30,7 +30,7 @@ LOWER_IS_BETTER = {"loss", "bits_per_byte", "validation_loss"}
 # Trials of one table have the same data and split, and were scored on the same rows.
 DATA_KEYS = ("data.csv", "split.test", "split.validation", "split.seed", "split.column")
 SCORED_KEYS = ("split", "rows")
-WITHOUT_EFFECT = ("runtime.", "evaluate.batch_size", "evaluate.samples", "evaluate.register_as")
+WITHOUT_EFFECT = ("runtime.", *(f"evaluate.{key}" for key in ("batch_size", "samples", "group_column", "register_as")))
 VOCABULARY_KEYS = ("vocabulary.tokenizer", "vocabulary.size")
 UNFINISHED = {"Queued", "Running", "Failed"}
 NOISE = "≈"

@@ -1,6 +1,7 @@
 """Frames of rows: pandas frames with Arrow strings, or the Arrow tables that these wrap, which are quicker to have.
 
-A frame has the columns prompt, completion (empty where there is none), split, and file and row, which say where a row stands.
+A frame has the columns prompt, completion (empty where there is none), split, file and row, which say where a row stands, and
+group where rows are grouped.
 What takes a frame takes any part of one, so that another engine can run it on partitions.
 
 Shapes: R rows.

@@ -26,12 +26,32 @@ Float64s = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
+class RowPlaces:
+    """Where the rows of a split are in the data, in the order of the dataset."""
+
+    files: list[str]
+    """[R] the file of each row, as named in the folder that all files share."""
+    rows: Int64s
+    """[R] the row's number in its file, from 1."""
+    group_column: str | None
+    """The column that groups the rows; None where none does."""
+    groups: list[str | None]
+    """[R] what it holds."""
+
+
+@dataclass(frozen=True)
 class ScoreTable:
     """One split, row by row."""
 
     split: str
+    files: list[str]
+    """[R] the file of each row, as named in the folder that all files share."""
     rows: Int64s
-    """[R] the row's number within the split, from 1."""
+    """[R] the row's number in its file, from 1."""
+    group_column: str | None
+    """The column of the data that groups the rows; None where none does."""
+    groups: list[str | None]
+    """[R] what it holds."""
     prompts: list[str]
     """[R] as the vocabulary writes them: what it does not know is <UNK>."""
     expected: list[str]
@@ -98,6 +118,7 @@ def ratio(table: ScoreTable, name: str) -> float | None:
 
 def build_score_table(
     split: str,
+    places: RowPlaces,
     examples: Examples,
     parameters: DatasetParams,
     vocabulary: Vocabulary,
@@ -108,6 +129,7 @@ def build_score_table(
 
     Args:
         split: its name.
+        places: where its rows are in the data.
         examples: of the split.
         parameters: how it was packed and scored.
         vocabulary: that of its tokens.
@@ -125,7 +147,10 @@ def build_score_table(
     found = [by_row.get(row) for row in range(len(prompts))]
     return ScoreTable(
         split=split,
-        rows=np.arange(1, len(prompts) + 1),
+        files=places.files,
+        rows=places.rows,
+        group_column=places.group_column,
+        groups=places.groups,
         prompts=prompts,
         expected=expected,
         completions=[None if one is None else vocabulary.decode(one.generated) for one in found],

@@ -1,13 +1,15 @@
 """The verdict on two models, or two groups of them: figures, rows whose answer changed, and groups of rows.
 
-Shapes: R rows.
+Shapes: R rows, G groups of them.
 """
 
+import math
 import re
 from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from stages.core.score_table import RATIOS, Float64s, ScoreTable, column
 from stages.core.vocabulary import UNKNOWN
@@ -45,8 +47,10 @@ class Runs:
 class Flip:
     """A row that one model completed right and the other one wrong."""
 
+    file: str | None
+    """Its file; None where all rows are of one."""
     row: int
-    """Its number, from 1."""
+    """Its number in its file, from 1."""
     prompt: str
     expected: str
     a: str
@@ -82,7 +86,7 @@ class Verdict:
     group_figure: str
     """What the groups compare."""
     groups: dict[str, list[Group]]
-    """By what the rows are grouped -> groups."""
+    """By what the rows are grouped -> groups, those first in which most changed."""
 
     @property
     def headline(self) -> str:
@@ -122,10 +126,7 @@ def judge(a: Runs, b: Runs) -> Verdict:
         find_flips(a, b, a_right=False),
         find_flips(a, b, a_right=True),
         figure,
-        {
-            "length of the row": group_rows(a, b, figure, *_by_length(first)),
-            "completion": group_rows(a, b, figure, *_by_completion(first)),
-        },
+        {by: group_rows(a, b, figure, *members) for by, members in _groupings([*a.tables, *b.tables]).items()},
     )
 
 
@@ -140,9 +141,12 @@ def check_same_rows(a_name: str, a: ScoreTable, b_name: str, b: ScoreTable) -> N
         difference = f"{a_name} on {len(a):,} {a.split} rows, {b_name} on {len(b):,} {b.split} rows"
     else:
         pairs = zip(zip(a.prompts, a.expected, strict=True), zip(b.prompts, b.expected, strict=True), strict=True)
-        for row, (one, other) in enumerate(pairs, start=1):
+        for index, (one, other) in enumerate(pairs):
             if not all(map(is_same_text, one, other)):
-                difference = f"{a.split} row {row} is {_short(' → '.join(one))} in {a_name} and {_short(' → '.join(other))} in {b_name}"
+                place = f"{a.split} row {a.rows[index]} of {a.files[index]}"
+                difference = (
+                    f"{place} is {_short(' → '.join(one))} in {a_name} and {_short(' → '.join(other))} in {b_name}"
+                )
                 break
     if difference:
         raise UserError(
@@ -173,14 +177,15 @@ def find_flips(a: Runs, b: Runs, *, a_right: bool) -> list[Flip]:
     flipped = np.flatnonzero((right_a & ~right_b) if a_right else (right_b & ~right_a))
     change = np.abs(b.row_loss() - a.row_loss())
     table = a.tables[0]
+    files = table.files if len(set(table.files)) > 1 else [None] * len(table)
     return [
-        Flip(int(table.rows[row]), table.prompts[row], table.expected[row], a.answer(row), b.answer(row))
+        Flip(files[row], int(table.rows[row]), table.prompts[row], table.expected[row], a.answer(row), b.answer(row))
         for row in flipped[np.argsort(-change[flipped], kind="stable")].tolist()
     ]
 
 
 def group_rows(a: Runs, b: Runs, figure: str, group_of_row: list[int], names: list[str]) -> list[Group]:
-    """Return one figure of each group of rows.
+    """Return one figure of each group of rows; those first in which most changed.
 
     Args:
         a: one side.
@@ -190,24 +195,44 @@ def group_rows(a: Runs, b: Runs, figure: str, group_of_row: list[int], names: li
         names: of the groups.
     """
     members = np.array(group_of_row)
-    groups = []
-    for index, name in enumerate(names):
-        inside = members == index
-        figure_a, figure_b = (_figure(runs, figure, inside) for runs in (a, b))
-        if figure_a is not None and figure_b is not None:
-            groups.append(Group(name, int(inside.sum()), figure_a, figure_b))
-    return groups
+    counts = np.bincount(members[members >= 0], minlength=len(names)).tolist()
+    figures_a, figures_b = (_group_figures(runs, figure, members, len(names)).tolist() for runs in (a, b))
+    groups = [
+        Group(*group)
+        for group in zip(names, counts, figures_a, figures_b, strict=True)
+        if not (math.isnan(group[2]) or math.isnan(group[3]))
+    ]
+    return sorted(groups, key=lambda group: -abs(group.b - group.a) * group.rows)
 
 
-def _figure(runs: Runs, name: str, inside: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> float | None:
+def _group_figures(runs: Runs, name: str, members: npt.NDArray[np.int64], groups: int) -> Float64s:
+    """Return the mean over the runs of one figure of each group, [G]; NaN where a group counts nothing."""
     ratio = RATIOS[name]
+    inside = members >= 0
     figures = []
     for table in runs.tables:
-        denominator = column(table, ratio.denominator)[inside].sum()
-        if not denominator:
-            return None
-        figures.append(ratio.scale * column(table, ratio.numerator)[inside].sum() / denominator)
-    return float(np.mean(figures))
+        numerators, denominators = (
+            np.bincount(members[inside], weights=column(table, each)[inside], minlength=groups)
+            for each in (ratio.numerator, ratio.denominator)
+        )
+        figures.append(
+            ratio.scale * np.divide(numerators, denominators, out=np.full(groups, np.nan), where=denominators > 0)
+        )
+    return np.asarray(np.mean(figures, axis=0))
+
+
+def _groupings(tables: list[ScoreTable]) -> dict[str, tuple[list[int], list[str]]]:
+    """Group rows by a column of the data, where one of the evaluations has it; else by length and by completion.
+
+    Returns:
+        by what -> the group of each row [R], an index of the names (-1: none), and the names.
+    """
+    for table in tables:
+        if table.group_column is not None:
+            names = sorted({group or "" for group in table.groups})
+            index_of = {name: index for index, name in enumerate(names)}
+            return {table.group_column: ([index_of[group or ""] for group in table.groups], list(map(_short, names)))}
+    return {"length of the row": _by_length(tables[0]), "completion": _by_completion(tables[0])}
 
 
 def _by_length(table: ScoreTable) -> tuple[list[int], list[str]]:

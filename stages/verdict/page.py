@@ -8,13 +8,13 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from stages.report import page as report_page
-from stages.report.metric_labels import METRIC_LABELS
 from stages.verdict.judge import Flip, Verdict
-from stages.verdict.words import FIGURE_COLUMNS, figure_cells, flips_title, group_cells, notes
+from stages.verdict.words import FIGURE_COLUMNS, figure_cells, flips_title, group_cells, groups_title, notes, row_cell
 
 TEMPLATE = Path(__file__).with_name("page.html")
 STYLE = Path(__file__).with_name("page.css")
 MOST_FLIPS = 200
+MOST_GROUPS = 200
 FLIP_COLUMNS = ("row", "prompt", "expected", "A", "B")
 
 
@@ -31,9 +31,9 @@ def render(verdict: Verdict) -> str:
         figures=_table(FIGURE_COLUMNS, map(figure_cells, verdict.differences), words),
         flips_title=html.escape(flips_title(verdict)),
         flips=_flips("Only B has right", verdict.gained) + _flips("Only A has right", verdict.lost),
-        group_figure=html.escape(METRIC_LABELS[verdict.group_figure]),
+        groups_title=html.escape(groups_title(verdict)),
         groups="".join(
-            _table((by, "rows", "A", "B", "B - A"), map(group_cells, groups))
+            _table((by, "rows", "A", "B", "B - A"), map(group_cells, groups[:MOST_GROUPS]))
             for by, groups in verdict.groups.items()
             if len(groups) > 1
         ),
@@ -43,7 +43,7 @@ def render(verdict: Verdict) -> str:
 def _flips(title: str, flips: Sequence[Flip]) -> str:
     if not flips:
         return ""
-    lines = [(f"{flip.row:,}", flip.prompt, flip.expected, flip.a, flip.b) for flip in flips[:MOST_FLIPS]]
+    lines = [(row_cell(flip), flip.prompt, flip.expected, flip.a, flip.b) for flip in flips[:MOST_FLIPS]]
     more = f", the {MOST_FLIPS} most certain ones" if len(flips) > MOST_FLIPS else ""
     return f'<h3>{html.escape(title)}: {len(flips):,} rows{more}</h3><div class="scroll">{_table(FLIP_COLUMNS, lines)}</div>'
 

@@ -8,11 +8,13 @@ from rich.table import Table
 
 from stages.report.markdown import cell
 from stages.verdict.judge import Flip, Verdict
-from stages.verdict.words import FIGURE_COLUMNS, figure_cells, flips_title, group_cells, notes
+from stages.verdict.words import FIGURE_COLUMNS, figure_cells, flips_title, group_cells, groups_title, notes, row_cell
 
 MOST_FLIPS = 5
+MOST_GROUPS = 10
 COLOURS = {"better": "green", "worse": "red", "can't tell": "dim"}
 FLIP_COLUMNS = ("row", "prompt", "expected", "A", "B")
+GROUP_COLUMNS = ("rows", "A", "B", "B - A")
 
 
 def print_verdict(verdict: Verdict, console: Console) -> None:
@@ -32,12 +34,20 @@ def print_verdict(verdict: Verdict, console: Console) -> None:
                 for flip in flips[:MOST_FLIPS]:
                     rows.add_row(*map(escape, flip_cells(flip)))
                 console.print(rows)
-    for by, groups in verdict.groups.items():
-        if len(groups) > 1:
-            table = _table((by, "rows", "A", "B", "B - A"), title=verdict.group_figure)
-            for group in groups:
-                table.add_row(*map(escape, group_cells(group)))
+    _print_groups(verdict, console)
+
+
+def _print_groups(verdict: Verdict, console: Console) -> None:
+    several = {by: groups for by, groups in verdict.groups.items() if len(groups) > 1}
+    if several:
+        console.print(f"\n[bold]{escape(groups_title(verdict))}[/bold]")
+        for by, groups in several.items():
+            table = _table((escape(_short(by)), *GROUP_COLUMNS))
+            for group in groups[:MOST_GROUPS]:
+                table.add_row(*(escape(_short(text)) for text in group_cells(group)))
             console.print(table)
+            if len(groups) > MOST_GROUPS:
+                console.print(f"and {len(groups) - MOST_GROUPS:,} more, which changed less", style="dim")
 
 
 def to_markdown(verdict: Verdict) -> str:
@@ -49,18 +59,17 @@ def to_markdown(verdict: Verdict) -> str:
         if flips:
             lines += ["", f"#### {_some(title, flips)}", ""]
             lines += _markdown_table(FLIP_COLUMNS, map(flip_cells, flips[:MOST_FLIPS]))
-    for by, groups in verdict.groups.items():
-        if len(groups) > 1:
-            lines += [
-                "",
-                *_markdown_table((by, "rows", "A", "B", f"B - A, {verdict.group_figure}"), map(group_cells, groups)),
-            ]
+    several = {by: groups for by, groups in verdict.groups.items() if len(groups) > 1}
+    if several:
+        lines += ["", f"#### {groups_title(verdict)}"]
+        for by, groups in several.items():
+            lines += ["", *_markdown_table((cell(by), *GROUP_COLUMNS), map(group_cells, groups[:MOST_GROUPS]))]
     return "\n".join(lines)
 
 
 def flip_cells(flip: Flip) -> tuple[str, ...]:
     """Return one line of a table of rows."""
-    return (f"{flip.row:,}", *(_short(text) for text in (flip.prompt, flip.expected, flip.a, flip.b)))
+    return (row_cell(flip), *(_short(text) for text in (flip.prompt, flip.expected, flip.a, flip.b)))
 
 
 def _some(title: str, flips: Sequence[Flip]) -> str:

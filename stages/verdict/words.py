@@ -2,7 +2,7 @@
 
 from stages.report.metric_labels import METRIC_LABELS, format_metric
 from stages.verdict.comparison import CONFIDENCE, DRAWS, Difference
-from stages.verdict.judge import Group, Verdict
+from stages.verdict.judge import Flip, Group, Verdict
 
 FIGURE_COLUMNS = ("figure", "A", "B", "B - A", "95% interval", "B is", "found in 80% of cases")
 
@@ -18,6 +18,11 @@ def figure_cells(difference: Difference) -> tuple[str, ...]:
         difference.word,
         f"from {format_metric(difference.detectable)}",
     )
+
+
+def row_cell(flip: Flip) -> str:
+    """Return where a row is in the data."""
+    return f"{flip.row:,}" if flip.file is None else f"{flip.file} {flip.row:,}"
 
 
 def group_cells(group: Group) -> tuple[str, ...]:
@@ -60,6 +65,11 @@ def notes(verdict: Verdict) -> list[str]:
         )
         notes.append(f"{counts}. Another seed alone moves a run by (standard deviation): {moves}.")
     return notes
+
+
+def groups_title(verdict: Verdict) -> str:
+    """Return what the tables of groups compare, and what they do not say."""
+    return f"{METRIC_LABELS[verdict.group_figure].capitalize()} by groups of rows (without intervals: in a small group, chance changes much)"
 
 
 def flips_title(verdict: Verdict) -> str:

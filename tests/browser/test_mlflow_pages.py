@@ -6,6 +6,7 @@ import urllib.parse
 from pathlib import Path
 
 import pytest
+from selenium.common.exceptions import TimeoutException
 from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webdriver import WebDriver
 from selenium.webdriver.support.wait import WebDriverWait
@@ -31,7 +32,10 @@ def open_page(browser: Browser, address: str, *texts: str) -> None:
         shown = page.find_element(By.TAG_NAME, "body").text
         return [text for text in texts if text not in shown]
 
-    WebDriverWait(browser, SECONDS).until_not(missing)
+    try:
+        WebDriverWait(browser, SECONDS).until_not(missing)
+    except TimeoutException:
+        pytest.fail(f"{address}: {missing(browser)} not in:\n{browser.find_element(By.TAG_NAME, 'body').text}")
 
 
 @pytest.fixture

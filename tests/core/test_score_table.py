@@ -12,7 +12,7 @@ from stages.artifacts.scores_parquet import read_scores, write_scores
 from stages.core.evaluation import complete_rows, score, summarise
 from stages.core.examples import Examples
 from stages.core.rows import count_scored, encode_rows
-from stages.core.score_table import RATIOS, ScoreTable, build_score_table, ratio
+from stages.core.score_table import RATIOS, RowPlaces, ScoreTable, build_score_table, ratio
 from stages.core.vocabulary import VocabularyParams, build_vocabulary
 from stages.core.windows import DatasetParams, RowSpans
 from stages.errors import UserError
@@ -38,7 +38,9 @@ def evaluated(cells: list[str], tokenizer: str, packing: str, loss_on: str) -> t
         model, split, scores.rows, eos_id=vocabulary.eos_id, batch_size=3, max_new_tokens=None, texts=2
     )
     counted = count_scored(vocabulary, frame, encoded, dataset, begins_split=True)
-    table = build_score_table("test", split, dataset, vocabulary, scores.rows, completions)
+    rows = len(encoded.row_lengths)
+    places = RowPlaces(["a.csv"] * rows, np.arange(2, 2 + rows), "kind", ["x"] * rows)
+    table = build_score_table("test", places, split, dataset, vocabulary, scores.rows, completions)
     return summarise(scores, counted.bytes, completions), table
 
 
@@ -71,6 +73,8 @@ def test_the_file_gives_the_table_back_and_the_same_bytes(tmp_path: Path) -> Non
         again = read_scores((tmp_path / name).read_bytes(), name)
         assert (again.split, again.prompts, again.expected) == (table.split, table.prompts, table.expected)
         assert (again.completions, again.exact) == (table.completions, table.exact)
+        assert (again.files, again.rows.tolist()) == (["a.csv"] * 3, [2, 3, 4])
+        assert (again.group_column, again.groups) == ("kind", ["x"] * 3)
         assert np.array_equal(again.loss_sum, table.loss_sum)
         assert {name: ratio(again, name) for name in RATIOS} == {name: ratio(table, name) for name in RATIOS}
     assert len(digests) == 1

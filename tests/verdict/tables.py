@@ -7,14 +7,17 @@ import numpy as np
 from stages.core.score_table import ScoreTable
 
 
-def make_table(loss_sum: Any, tokens: Any, correct: Any, exact: Any, **texts: list[str]) -> ScoreTable:
+def make_table(loss_sum: Any, tokens: Any, correct: Any, exact: Any, **texts: Any) -> ScoreTable:
     rows = len(loss_sum)
     prompts = texts.get("prompts", [f"prompt {row}" for row in range(rows)])
     expected = texts.get("expected", [f"answer {row % 3}" for row in range(rows)])
     right = [bool(value) for value in exact]
     return ScoreTable(
         split="test",
+        files=texts.get("files", ["test.csv"] * rows),
         rows=np.arange(1, rows + 1),
+        group_column=texts.get("group_column"),
+        groups=texts.get("groups", [None] * rows),
         prompts=prompts,
         expected=expected,
         completions=[text if known else "something else" for text, known in zip(expected, right, strict=True)],

@@ -1,6 +1,7 @@
 """Which rows changed, which groups gained, and what may not be compared."""
 
 import re
+import time
 from dataclasses import replace
 from html.parser import HTMLParser
 
@@ -53,6 +54,41 @@ def test_groups_add_up(verdict: Verdict) -> None:
     assert verdict.groups["completion"][0].a == pytest.approx(13 / 15)
 
 
+def test_a_column_of_the_data_groups_the_rows_in_place_of_their_length() -> None:
+    """Also where only one of the evaluations has it; first the group in which most changed."""
+    topics = ["easy" if row < 20 else "hard" if row < 28 else None for row in range(ROWS)]
+    a, b = table([0, 3, 5]), table([0, 20, 21, 28])
+    verdict = judge(Runs("a", [a]), Runs("b", [replace(b, group_column="topic", groups=topics)]))
+    assert list(verdict.groups) == ["topic"]
+    assert [(group.name, group.rows) for group in verdict.groups["topic"]] == [("“hard”", 8), ("“easy”", 20), ("“”", 2)]
+    assert verdict.groups["topic"][0].a == 1
+    assert verdict.groups["topic"][0].b == pytest.approx(6 / 8)
+    assert "topic" in printed(verdict, 80)
+    assert "| topic | rows | A | B | B - A |" in to_markdown(verdict)
+    assert ">topic</th>" in render(verdict)
+
+
+def test_thousands_of_groups_take_no_time_and_only_some_are_printed() -> None:
+    rows = 50_000
+    one = Truth(rows, 0).model()
+    grouped = replace(one, group_column="customer", groups=[str(row % 5_000) for row in range(rows)])
+    began = time.process_time()
+    verdict = judge(Runs("a", [grouped]), Runs("b", [replace(one, exact=one.exact[::-1])]))
+    assert time.process_time() - began < 5
+    assert len(verdict.groups["customer"]) == 5_000
+    assert "and 4,990 more, which changed less" in printed(verdict, 80)
+
+
+def test_a_row_is_named_with_its_file_where_there_are_several() -> None:
+    files = ["part-1.csv"] * 10 + ["part-2.csv"] * 20
+    numbers = np.array([*range(1, 11), *range(1, 21)])
+    a, b = (replace(table(wrong), files=files, rows=numbers) for wrong in ([12], []))
+    verdict = judge(Runs("a", [a]), Runs("b", [b]))
+    assert [(flip.file, flip.row) for flip in verdict.gained] == [("part-2.csv", 3)]
+    assert "part-2.csv 3" in printed(verdict, 120)
+    assert "<td>part-2.csv 3</td>" in render(verdict)
+
+
 def test_a_group_of_runs_answers_as_most_of_them_do() -> None:
     several = Runs("a", [table([1, 2]), table([1]), table([2, 3])])
     found = judge(several, Runs("b", [table([]), table([]), table([1, 2, 3])]))
@@ -62,7 +98,7 @@ def test_a_group_of_runs_answers_as_most_of_them_do() -> None:
 
 @pytest.mark.parametrize(("change", "reason"), [
     ({"split": "validation"}, "a on 30 test rows, b on 30 validation rows"),
-    ({"expected": ["no"] * ROWS}, "test row 1 is “<script>"),
+    ({"expected": ["no"] * ROWS}, "test row 1 of test.csv is “<script>"),
 ])  # fmt: skip
 def test_other_rows_are_refused_with_the_reason(change: dict[str, object], reason: str) -> None:
     other = replace(table([]), **change)  # type: ignore[arg-type]
