@@ -29,8 +29,12 @@ _FIXES = {
     errno.EPERM: "give yourself the permission",
     errno.EISDIR: "a file is expected there",
     errno.ENOTDIR: "a folder is expected there",
+    errno.ENAMETOOLONG: "give a shorter path",
+    errno.ELOOP: "its links lead in a circle",
+    errno.ENXIO: "a file is expected there",  # and a socket is
 }
 
+_LONGEST_PATH = 200  # characters of it that a message has
 _TERMINAL_SECONDS, _LOG_SECONDS = 0.25, 10.0  # between two looks at the progress
 
 Chunk = TypeVar("Chunk", bound=Sized)
@@ -73,7 +77,7 @@ def run(main: Callable[[], None]) -> None:
     except OSError as error:
         if error.errno not in _FIXES:
             raise
-        where = f"{error.filename}: " if error.filename else ""
+        where = f"{str(error.filename)[:_LONGEST_PATH]}: " if error.filename else ""
         sys.exit(f"error: {where}{error.strerror}; {_FIXES[error.errno]}")
 
 

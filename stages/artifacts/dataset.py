@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from stages.artifacts.token_shards import DATASET_FOLDER, DatasetMetadata, open_shard, shard_path
+from stages.artifacts.token_shards import DATASET_FOLDER, DatasetMetadata, open_shard, shard_path, verify_shard
 from stages.core.examples import Examples
 from stages.core.split import SPLITS, Split
 from stages.errors import UserError
@@ -29,7 +29,7 @@ class SplitExamples(Examples):
 
 
 def open_examples(split: Split, metadata: DatasetMetadata, context_length: int) -> Examples | None:
-    """Return the examples of a split; None where it has no rows.
+    """Return the examples of a split, whose file is compared with its hash; None where it has no rows.
 
     Raises:
         UserError: the split or its file is absent or damaged, or nothing in it is scored: its loss would be 0, as if all
@@ -51,6 +51,13 @@ def open_examples(split: Split, metadata: DatasetMetadata, context_length: int) 
             f"{DATASET_FOLDER}/: none of the {held.rows:,} {split} rows has a token to score with dataset.loss_on: "
             f"{metadata.parameters.loss_on}; {fix}"
         )
+    verify_shard(
+        shard_path(DATASET_FOLDER, split),
+        rows=held.rows,
+        tokens=held.tokens,
+        vocabulary_size=metadata.vocabulary_size,
+        sha256=held.sha256,
+    )
     return SplitExamples(split, metadata, context_length)
 
 
