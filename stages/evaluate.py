@@ -67,7 +67,7 @@ class EvaluateParams(ParamsModel):
     """The longest completion that is generated; null: as long as the longest in the data, at most model.context_length."""
     samples: Annotated[int, Field(ge=0)]
     """Completions written to metrics/samples.csv."""
-    register_as: Annotated[str, Field(pattern=r"^[\w .-]+$")] | None
+    register_as: Annotated[str, Field(pattern=r"^[\w .-]+$", max_length=250)] | None
     """The name in MLflow's registry of which each model that is evaluated becomes the next version; null registers nothing."""
 
 

@@ -79,7 +79,7 @@ class Team:
             yield
 
     def wait_until_healthy(self) -> None:
-        for _ in range(300):
+        for _ in range(1500):
             try:
                 urllib.request.urlopen(f"{self.url}/health", timeout=5).read()
             except OSError:
