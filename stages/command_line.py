@@ -7,6 +7,7 @@ import gc
 import io
 import logging
 import os
+import re
 import signal
 import sys
 import time
@@ -29,8 +30,14 @@ _FIXES = {
     errno.EPERM: "give yourself the permission",
     errno.EISDIR: "a file is expected there",
     errno.ENOTDIR: "a folder is expected there",
+    errno.ENAMETOOLONG: "give a shorter path",
+    errno.ELOOP: "its links lead in a circle",
+    errno.ENXIO: "a file is expected there",  # and a socket is
 }
 
+# Control characters move the cursor, colour the screen or retitle the window; the others reverse the text's direction.
+_TERMINAL_CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+_LONGEST_PATH = 200  # characters of it that a message has
 _TERMINAL_SECONDS, _LOG_SECONDS = 0.25, 10.0  # between two looks at the progress
 
 Chunk = TypeVar("Chunk", bound=Sized)
@@ -59,7 +66,7 @@ def run(main: Callable[[], None]) -> None:
         LOG.info("done")
     except UserError as error:
         LOG.info("where the error arose", exc_info=True)
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {visible(str(error))}")
     except Stopped as stopped:
         print(stopped.message + _way_back_from_experiment(), file=sys.stderr)
         raise
@@ -73,8 +80,13 @@ def run(main: Callable[[], None]) -> None:
     except OSError as error:
         if error.errno not in _FIXES:
             raise
-        where = f"{error.filename}: " if error.filename else ""
-        sys.exit(f"error: {where}{error.strerror}; {_FIXES[error.errno]}")
+        where = f"{str(error.filename)[:_LONGEST_PATH]}: " if error.filename else ""
+        sys.exit(f"error: {visible(where)}{error.strerror}; {_FIXES[error.errno]}")
+
+
+def visible(text: str) -> str:
+    """Return a text of a model or of data as a terminal may get it: what would control it as its code, U+001B as backslash u001b."""
+    return _TERMINAL_CONTROLS.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
 def _way_back_from_experiment() -> str:

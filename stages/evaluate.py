@@ -71,7 +71,7 @@ class EvaluateParams(ParamsModel):
     """Completions written to metrics/samples.csv."""
     group_column: str | None
     """The column of the data whose values group the rows in data/scores.parquet and in a verdict; null: none."""
-    register_as: Annotated[str, Field(pattern=r"^[\w .-]+$")] | None
+    register_as: Annotated[str, Field(pattern=r"^[\w .-]+$", max_length=250)] | None
     """The name in MLflow's registry of which each model that is evaluated becomes the next version; null registers nothing."""
 
     @field_validator("group_column", mode="before")

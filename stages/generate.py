@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import re
 import sys
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -22,9 +21,6 @@ from stages.errors import UserError
 
 MOST_TOKENS = 1_000_000
 MOST_SAMPLES = 1_000
-
-# Control characters move the cursor, colour the screen or retitle the window; the others reverse the text's direction.
-_TERMINAL_CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 
 
 @dataclass(frozen=True)
@@ -184,10 +180,8 @@ def write_answer(prompt: Prompt, answer: list[str] | UserError, *, as_json: bool
 
 
 def write(text: str) -> None:
-    """Write to standard output; on a terminal, what would control it is written as its code, U+001B as backslash u001b."""
-    if sys.stdout.isatty():
-        text = _TERMINAL_CONTROLS.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
-    print(text, end="", flush=True)
+    """Write to standard output; on a terminal, without what would control it."""
+    print(command_line.visible(text) if sys.stdout.isatty() else text, end="", flush=True)
 
 
 def text_pieces(token_ids: Iterator[int], vocabulary: Vocabulary) -> Iterator[str]:

@@ -114,7 +114,7 @@ class StageInputs:
                 if not any(fnmatch(part, name) for part in path.relative_to(dep).parts for name in ignored):
                     try:
                         states |= _read_state(path)
-                    except OSError:
+                    except (OSError, UserError):
                         continue  # absent, or not to be read: the stage itself says so
         return states
 

@@ -2,7 +2,7 @@
 
 import difflib
 import logging
-import textwrap
+import reprlib
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -76,17 +76,17 @@ def _parse(text: str) -> Any:
 
 
 def _key(section: str, detail: Any) -> str:
-    return ".".join([section, *(str(part) for part in detail["loc"])])
+    return ".".join([section, *(str(part)[:_LONGEST_VALUE] for part in detail["loc"])])
 
 
 def _explain(path: Path, name: str, model: type[ParamsModel], detail: Any) -> str:
     key = _key(name, detail)
-    found = textwrap.shorten(repr(detail["input"]), _LONGEST_VALUE, placeholder=" ...")
+    found = _short(detail["input"])
     match detail["type"]:
         case "extra_forbidden" if key in MOVED:
             return f"{path}: {key} {MOVED[key]}"
         case "extra_forbidden":
-            unknown = str(detail["loc"][-1])
+            unknown = str(detail["loc"][-1])[:_LONGEST_VALUE]
             nearest = difflib.get_close_matches(unknown, model.model_fields, n=1)
             meant = f"did you mean '{nearest[0]}'? " if nearest else ""
             return f"{path}: unknown key {key}; {meant}allowed: {', '.join(model.model_fields)}"
@@ -98,3 +98,13 @@ def _explain(path: Path, name: str, model: type[ParamsModel], detail: Any) -> st
             return f"{path}: {key}: {detail['ctx']['error']}; found {found}"
     expected = detail["msg"][0].lower() + detail["msg"][1:]
     return f"{path}: {key}: {expected}; found {found}"
+
+
+def _short(value: Any) -> str:
+    """Return what was found, as Python writes it, cut to what a message holds; no more of it is looked at."""
+    writer = reprlib.Repr()
+    writer.maxstring = writer.maxother = writer.maxlong = _LONGEST_VALUE
+    try:
+        return writer.repr(value)
+    except ValueError:  # Python writes no integer of more than 4,300 digits, which YAML has in hexadecimal
+        return "a number of thousands of digits"

@@ -68,7 +68,7 @@ def train(inputs: StageInputs, *, restart: bool, quiet: bool) -> None:
         with start_run(provenance, checkpoints, runtime) as run:
             inputs.check()  # what was read is what the provenance says
             if is_first_device() and not quiet:
-                print(f"MLflow run: {run.name}", flush=True)
+                print(f"MLflow run: {command_line.visible(str(run.name))}", flush=True)
                 print_advice(network, training, metadata.parameters.packing, parameters, runtime)
             with record_system_metrics(run.log_sample, wanted=runtime.system_metrics and is_first_device()):
                 trained = fit(

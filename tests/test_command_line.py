@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from stages import command_line
+from stages.errors import UserError
 from tests.project import ROOT, Project, clean_environment
 
 MODULES = sorted(
@@ -39,6 +40,25 @@ def test_every_command_has_help_quiet_and_verbose(
     assert f"usage: python -m {module} [-h] [-q | -v]" in " ".join(told.split())
     assert call(module, "-q", "-v", monkeypatch=monkeypatch) == 2
     assert "-v/--verbose: not allowed with argument -q/--quiet" in capsys.readouterr().err
+
+
+def test_an_error_has_no_control_characters_of_what_it_names(capsys: pytest.CaptureFixture[str]) -> None:
+    def fail() -> None:
+        raise UserError("data.csv, row 1: '\x1b]0;title\x07\u202e' (word 3)\nfix it")
+
+    with pytest.raises(SystemExit) as ended:
+        command_line.run(fail)
+    assert ended.value.code == "error: data.csv, row 1: '\\u001b]0;title\\u0007\\u202e' (word 3)\nfix it"
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "loop"])
+def test_a_path_that_cannot_be_followed_is_told_in_a_line(name: str, tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(SystemExit) as ended:
+        command_line.run((tmp_path / name).read_bytes)  # type: ignore[arg-type]  # what it returns is not asked for
+    assert str(ended.value.code).startswith("error: /")
+    assert str(ended.value.code).endswith(("; give a shorter path", "; its links lead in a circle"))
+    assert len(str(ended.value.code)) < 300
 
 
 # Each command's arguments, what it prints with --quiet as well, and what --verbose logs.

@@ -1,24 +1,45 @@
 import os
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+import torch
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from stages.core.params_model import ParamsModel
+from stages.artifacts.prompts_table import DataParams
+from stages.core.params_model import LARGEST_FLOAT, LARGEST_INTEGER, LONGEST_TEXT, ParamsModel
+from stages.core.split import SplitParams
 from stages.core.transformer import ModelParams
+from stages.core.vocabulary import VocabularyParams
+from stages.core.windows import DatasetParams
 from stages.errors import UserError
 from stages.evaluate import EvaluateParams
 from stages.parameters import read_all, read_section
-from stages.training.optimization import TrainParams
+from stages.training.optimization import TrainParams, build_optimizer, learning_rate_factor
+from stages.training.plan import plan_training
 from stages.training.runtime import RuntimeParams
 
 TOY = Path(__file__).parents[1] / "presets/toy.yaml"
 SECTIONS: dict[str, type[ParamsModel]] = {
-    "model": ModelParams, "train": TrainParams, "evaluate": EvaluateParams, "runtime": RuntimeParams,
+    "data": DataParams, "split": SplitParams, "vocabulary": VocabularyParams, "dataset": DatasetParams, "model": ModelParams,
+    "train": TrainParams, "evaluate": EvaluateParams, "runtime": RuntimeParams,
 }  # fmt: skip
+KEYS = [(section, key) for section, model in SECTIONS.items() for key in model.model_fields]
+STRANGE = [
+    "0x" + "f" * 5000, "-0x" + "f" * 5000, "0o" + "7" * 9000, "9" * 4300, "9" * 5000, "1e400", ".inf", "-.nan", "1e308", "-1e308", "1e39",
+    "[" * 50 + "]" * 50, "[" * 5000, "{a: " * 50 + "1" + "}" * 50, "&a [*a]", "{}", "[]", "[1, [2]]", "null", "true", "", "!!binary aGVsbG8=",
+    "!!set {a, b}", "!!python/object/apply:os.system [touch pwned]", "2020-01-01", "12:30:45", '"\\0"', '"a\\0b"', '"\\e[31m"', "x" * 5000,
+    '"' + "word " * 5000 + '"', "'../../etc/passwd'", "\U0001f642", "[" + ", ".join("9" * 50) + "]", "{? [1, 2] : 3}", "<<: 3", "- 1", "@", "|",
+]  # fmt: skip
+NUMBERS = st.one_of(
+    st.integers(-(10**30), 10**30),
+    st.integers(0, 400).map(lambda power: 10**power),
+    st.floats(allow_nan=False),
+    st.floats(0, 1),
+)
 
 
 @pytest.mark.parametrize("section", SECTIONS)
@@ -96,7 +117,51 @@ def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
         read_all(tmp_path / "params.yaml")
 
 
-@pytest.mark.parametrize("section", SECTIONS)
+@given(key=st.sampled_from(KEYS), value=st.one_of(st.sampled_from(STRANGE), NUMBERS.map(repr)))
+@settings(max_examples=200)
+@example(("data", "prompt_column"), "0x" + "f" * 5000)
+@example(("data", "csv"), '"a\\0b"')
+@example(("train", "epochs"), "1e300")
+@example(("runtime", "num_nodes"), "1000000000000")
+def test_whatever_stands_in_a_key_is_bounded_or_refused_in_a_line(
+    tmp_path_factory: pytest.TempPathFactory, key: tuple[str, str], value: str
+) -> None:
+    section, name = key
+    head, mark, tail = TOY.read_text().partition(f"{section}:\n")
+    text = head + mark + re.sub(rf"^  {name}: ?.*$", lambda _: f"  {name}: {value}", tail, count=1, flags=re.MULTILINE)
+    path = tmp_path_factory.getbasetemp() / "fuzzed.yaml"
+    path.write_text(text)
+    message = "fuzzed.yaml"
+    try:
+        parameters = read_section(section, SECTIONS[section], path)
+    except UserError as error:
+        parameters, message = None, str(error)
+    assert "fuzzed.yaml" in message
+    assert len(message) < 1500
+    assert len(message.splitlines()) <= 3 + message.count("fuzzed.yaml")
+    found = getattr(parameters, name, None)
+    if isinstance(found, int | float):
+        assert abs(found) <= (LARGEST_INTEGER if isinstance(found, int) else LARGEST_FLOAT)
+    if isinstance(found, str):
+        assert len(found) <= LONGEST_TEXT
+    if isinstance(parameters, TrainParams):
+        take_a_step(parameters)
+
+
+def take_a_step(parameters: TrainParams) -> None:
+    """Do with the numbers what a training does; weights that become infinite are found by their loss."""
+    plan = plan_training(LARGEST_INTEGER, parameters, None, 1)
+    assert plan.steps * plan.micro_batches < sys.maxsize
+    assert 0 <= learning_rate_factor(plan.steps, parameters, plan.steps) <= 1
+    network = torch.nn.Linear(2, 2)
+    optimizer = build_optimizer(network, parameters)
+    network(torch.ones(1, 2)).sum().backward()
+    if parameters.gradient_clip:
+        torch.nn.utils.clip_grad_norm_(network.parameters(), parameters.gradient_clip)
+    optimizer.step()
+
+
+@pytest.mark.parametrize("section", ["model", "train", "evaluate", "runtime"])
 @pytest.mark.parametrize("value", [10**13, 10**19, 10**4000, -(10**19)])
 def test_no_whole_number_may_be_beyond_what_a_tensor_holds(section: str, value: int, tmp_path: Path) -> None:
     text = TOY.read_text()

@@ -9,7 +9,8 @@ from typing import Any
 import pydantic
 
 from stages.artifacts.atomic import atomic_file
-from stages.artifacts.token_shards import REBUILD, open_shard, shard_path
+from stages.artifacts.regular_file import check_file
+from stages.artifacts.token_shards import METADATA_FILE, REBUILD, open_shard, shard_path, verify_shard
 from stages.core.examples import Examples
 from stages.core.params_model import ParamsModel
 from stages.core.split import SPLITS, Split
@@ -17,7 +18,6 @@ from stages.core.windows import DatasetParams
 from stages.errors import UserError
 
 DATASET_FOLDER = Path("data/dataset")
-METADATA_FILE = "metadata.json"
 
 
 class SplitMetadata(ParamsModel):
@@ -55,10 +55,9 @@ def read_metadata(folder: Path = DATASET_FOLDER) -> DatasetMetadata:
         UserError: the dataset is absent or unfinished, or the file is not as ``write_metadata`` writes it.
     """
     path = folder / METADATA_FILE
+    check_file(path, f"without it the dataset is unfinished; {REBUILD}")
     try:
         return DatasetMetadata.model_validate_json(path.read_bytes())
-    except FileNotFoundError:
-        raise UserError(f"{path}: not found, so the dataset is absent or unfinished; {REBUILD}") from None
     except pydantic.ValidationError as error:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"]))
@@ -102,7 +101,7 @@ class SplitExamples(Examples):
 
 
 def open_examples(split: Split, metadata: DatasetMetadata, context_length: int) -> Examples | None:
-    """Return the examples of a split; None where it has no rows.
+    """Return the examples of a split, whose file is compared with its hash; None where it has no rows.
 
     Raises:
         UserError: the split or its file is absent or damaged, or nothing in it is scored: its loss would be 0, as if all
@@ -124,6 +123,13 @@ def open_examples(split: Split, metadata: DatasetMetadata, context_length: int) 
             f"{DATASET_FOLDER}/: none of the {held.rows:,} {split} rows has a token to score with dataset.loss_on: "
             f"{metadata.parameters.loss_on}; {fix}"
         )
+    verify_shard(
+        shard_path(DATASET_FOLDER, split),
+        rows=held.rows,
+        tokens=held.tokens,
+        vocabulary_size=metadata.vocabulary_size,
+        sha256=held.sha256,
+    )
     return SplitExamples(split, metadata, context_length)
 
 

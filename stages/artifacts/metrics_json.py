@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from stages.artifacts.atomic import atomic_file
+from stages.artifacts.regular_file import check_file
 from stages.errors import UserError
 
 LOG = logging.getLogger(__name__)
@@ -29,12 +30,9 @@ def read_json(path: Path) -> dict[str, Any]:
         UserError: the file is absent or is no JSON object.
     """
     LOG.info("reading %s", path)
-    if path.exists() and not path.is_file():
-        raise UserError(f"{path}: expected a file; make it again with `dvc repro --force`")
+    check_file(path, "make it with `dvc repro`")
     try:
         values = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise UserError(f"{path}: not found; make it with `dvc repro`") from None
     except RecursionError:
         raise UserError(f"{path}: not valid JSON: nested too deep; make it again with `dvc repro --force`") from None
     except ValueError as error:

@@ -3,6 +3,7 @@
 model.safetensors is deleted first and appears last: a model without its weights is unfinished.
 """
 
+import hashlib
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from safetensors.torch import load_file, save
 from stages.artifacts.atomic import atomic_file
 from stages.artifacts.metrics_json import read_json, write_json
 from stages.artifacts.provenance_json import MODEL_FOLDER, PROVENANCE_FILE, Provenance, md5, read_provenance
+from stages.artifacts.regular_file import check_file
 from stages.artifacts.vocabulary_json import VOCABULARY_FILE, read_vocabulary
 from stages.core.transformer import Transformer, TransformerConfig
 from stages.core.vocabulary import Vocabulary
@@ -27,6 +29,7 @@ WEIGHTS, CONFIG = "model.safetensors", "config.json"
 
 # With tied embeddings the output layer's weight is the embedding's, which is stored once.
 TIED = "output.weight"
+_TRAIN_AGAIN = "type `dvc repro --force train`, or `dvc checkout --force` where its cache is whole"
 
 
 class ModelConfig(pydantic.BaseModel):
@@ -37,6 +40,8 @@ class ModelConfig(pydantic.BaseModel):
     architecture: TransformerConfig
     prompts_end_with_eos: bool
     """True where the model learnt to answer prompts; false where it learnt plain text, which it continues."""
+    weights_sha256: str | None = None
+    """Of model.safetensors; None in models from before this was written."""
 
 
 @dataclass(frozen=True)
@@ -61,9 +66,14 @@ def write_model(folder: Path, model: SavedModel, provenance: Provenance) -> None
     weights = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
     if network.config.tie_embeddings:
         del weights[TIED]
-    config = ModelConfig(architecture=network.config, prompts_end_with_eos=model.prompts_end_with_eos)
+    data = save(weights)
+    config = ModelConfig(
+        architecture=network.config,
+        prompts_end_with_eos=model.prompts_end_with_eos,
+        weights_sha256=hashlib.sha256(data).hexdigest(),
+    )
     with atomic_file(folder / WEIGHTS) as file:
-        file.write(save(weights))
+        file.write(data)
         file.flush()  # a full disk is told while the old model is whole
         (folder / WEIGHTS).unlink(missing_ok=True)
         write_json(folder / CONFIG, config.model_dump())
@@ -91,12 +101,15 @@ def _read_network(folder: Path) -> SavedModel:
         raise UserError(f"{folder / CONFIG}: not a model's configuration: {error.errors()[0]['msg']}") from None
     path = folder / WEIGHTS
     LOG.info("reading %s", path)
+    check_file(path, "make it with `dvc repro`")
+    if config.weights_sha256 is not None:
+        with path.open("rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != config.weights_sha256:
+                raise UserError(f"{path}: damaged: its SHA-256 is not that of {CONFIG}; {_TRAIN_AGAIN}")
     try:
         weights = load_file(path)
-    except FileNotFoundError:
-        raise UserError(f"{path}: not found; make it with `dvc repro`") from None
     except SafetensorError as error:
-        raise UserError(f"{path}: damaged ({error}); delete it and type `dvc repro`") from None
+        raise UserError(f"{path}: damaged ({error}); {_TRAIN_AGAIN}") from None
     if config.architecture.tie_embeddings and "embedding.weight" in weights:
         weights[TIED] = weights["embedding.weight"]
     try:

@@ -34,13 +34,12 @@ _SPLIT_OF_NAME |= dict.fromkeys(("validation", "valid", "val", "dev"), "validati
 _PART = r"[-_.]?\d+(?:-of-\d+)?"
 _NAMED = re.compile(rf"(?:^|[^a-z0-9])({'|'.join(_SPLIT_OF_NAME)})(?:{_PART})?$", re.IGNORECASE)
 _NUMBERED = re.compile(rf"{_PART}$")
-_LONGEST_PATH = 1000  # characters
 
 
 class DataParams(ParamsModel):
     """Where the text is."""
 
-    csv: str = pydantic.Field(min_length=1, max_length=_LONGEST_PATH)
+    csv: str = pydantic.Field(min_length=1)
     """A table, a folder of tables, or a pattern such as data/parts/*.parquet."""
     prompt_column: str
     """The column that holds the prompts; a.b is the field b of the column a."""

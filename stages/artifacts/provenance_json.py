@@ -11,6 +11,7 @@ import pydantic
 
 from stages.artifacts.dvc_yaml import flatten, parameter, read_stage
 from stages.artifacts.metrics_json import read_json
+from stages.artifacts.regular_file import check_file
 from stages.errors import UserError
 from stages.parameters import read_all
 
@@ -42,8 +43,7 @@ def stage_provenance(stage: str, *, apart_from: str | None = None) -> Provenance
         apart_from: the dotted name of a parameter that the stage reads but that changes no result; None: all change it.
 
     Raises:
-        UserError: params.yaml cannot be read.
-        OSError: a dependency is absent.
+        UserError: params.yaml cannot be read, or a dependency is absent.
     """
     definition = read_stage(stage)
     parameters = _without(read_all(), apart_from.split(".")) if apart_from else read_all()
@@ -66,8 +66,8 @@ def check_trained_from(model: Provenance) -> None:
     """Compare what a model was trained from with the present parameters and data.
 
     Raises:
-        UserError: they differ, as where params.yaml was edited in the moment in which DVC recorded the training.
-        OSError: a dependency is absent.
+        UserError: they differ, as where params.yaml was edited in the moment in which DVC recorded the training; or a
+            dependency is absent.
     """
     present = stage_provenance("train")
     before, now = flatten("", model.parameters), flatten("", present.parameters)
@@ -100,12 +100,17 @@ def read_provenance(folder: Path = MODEL_FOLDER) -> Provenance:
 
 
 def md5(path: Path) -> str:
-    """Hash a file, or the file that says what a folder holds, or else all files of a folder and their names."""
+    """Hash a file, or the file that says what a folder holds, or else all files of a folder and their names.
+
+    Raises:
+        UserError: it is absent, or no file.
+    """
     if path.is_dir():
         says = next((path / name for name in FOLDER_FILES if (path / name).exists()), None)
         if says is None:
             files = {each.relative_to(path).as_posix(): md5(each) for each in path.rglob("*") if each.is_file()}
             return hashlib.md5(json.dumps(files, sort_keys=True).encode(), usedforsecurity=False).hexdigest()
         path = says
+    check_file(path, "make it with `dvc repro`")
     with path.open("rb") as file:
         return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()

@@ -20,13 +20,19 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from stages.artifacts.atomic import atomic_file
+from stages.artifacts.regular_file import check_file
 from stages.core.split import Split
 from stages.core.windows import Integers, RowSpans
 from stages.errors import UserError
 
 LOG = logging.getLogger(__name__)
 
+METADATA_FILE = "metadata.json"
+"""Beside the shards; stages/artifacts/dataset.py reads it."""
 REBUILD = "build it anew with: dvc repro build_dataset"
+_REBUILD_DAMAGED = (
+    "build it anew with: dvc repro --force build_dataset"  # DVC does not hash a file again whose time is old
+)
 _LENGTH_BYTES = 8  # of the header, in front of it
 _DTYPES: dict[str, np.dtype[Any]] = {
     "U8": np.dtype("<u1"),
@@ -68,10 +74,9 @@ def open_shard(path: Path) -> TokenShard:
         UserError: the file is absent, shorter or longer than its header says, or not a token shard.
     """
     LOG.info("mapping %s", path)
+    check_file(path, REBUILD)
     try:
         data = np.asarray(np.memmap(path, dtype=np.uint8, mode="r"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: not found; {REBUILD}") from None
     except ValueError:  # an empty file cannot be mapped
         raise UserError(f"{path}: the file is empty; {REBUILD}") from None
     try:
@@ -82,7 +87,7 @@ def open_shard(path: Path) -> TokenShard:
         ]
         size = header_end + tensors[-1][2][1]
         well_formed = _is_well_formed(tensors)
-    except (ValueError, KeyError, TypeError, IndexError):
+    except (ValueError, KeyError, TypeError, IndexError, RecursionError):
         raise UserError(f"{path}: not a token shard; {REBUILD}") from None
     if not well_formed:
         raise UserError(f"{path}: not a token shard (its tensors are not those of one); {REBUILD}")
@@ -92,6 +97,28 @@ def open_shard(path: Path) -> TokenShard:
         data[header_end + start : header_end + end].view(dtype) for dtype, _, (start, end) in tensors
     )
     return TokenShard(token_ids, row_offsets, completion_starts)
+
+
+def verify_shard(path: Path, *, rows: int, tokens: int, vocabulary_size: int, sha256: str) -> None:
+    """Compare a split's file with what metadata.json says of it; reads the whole file.
+
+    Raises:
+        UserError: the file is absent, its bytes are not those that were written, or it holds what no dataset holds.
+    """
+    shard = open_shard(path)
+    if (len(shard.completion_starts), len(shard.token_ids)) != (rows, tokens):
+        found = f"{len(shard.completion_starts):,} rows and {len(shard.token_ids):,} tokens"
+        raise UserError(f"{path}: {found}, where {METADATA_FILE} has {rows:,} and {tokens:,}; {_REBUILD_DAMAGED}")
+    with path.open("rb") as file:
+        if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
+            raise UserError(f"{path}: damaged: its SHA-256 is not that of {METADATA_FILE}; {_REBUILD_DAMAGED}")
+    starts, ends = shard.row_offsets[:-1], shard.row_offsets[1:]
+    if shard.row_offsets[0] != 0 or shard.row_offsets[-1] != tokens or np.any(ends <= starts):
+        raise UserError(f"{path}: its rows do not follow one another; {_REBUILD_DAMAGED}")
+    if np.any(shard.completion_starts < starts) or np.any(shard.completion_starts > ends):
+        raise UserError(f"{path}: a completion begins outside of its row; {_REBUILD_DAMAGED}")
+    if tokens and (largest := int(shard.token_ids.max())) >= vocabulary_size:
+        raise UserError(f"{path}: token id {largest:,} in a vocabulary of {vocabulary_size:,}; {_REBUILD_DAMAGED}")
 
 
 class TokenShardWriter:
@@ -167,6 +194,7 @@ def _is_well_formed(tensors: list[_Tensor]) -> bool:
     return (
         offsets_dtype == starts_dtype == np.int64
         and token_dtype.kind == "u"
+        and all(type(number) is int and number >= 0 for _, shape, places in tensors for number in (*shape, *places))
         and offsets == rows + 1
         and all(
             start == previous_end and end - start == length * dtype.itemsize

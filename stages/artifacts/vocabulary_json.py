@@ -9,6 +9,7 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 from stages.artifacts.atomic import atomic_file
+from stages.artifacts.regular_file import check_file
 from stages.core.vocabulary import Vocabulary
 from stages.errors import UserError
 
@@ -30,10 +31,9 @@ def read_vocabulary(path: Path = VOCABULARY_FILE) -> Vocabulary:
         UserError: the file is absent, damaged, or another program's.
     """
     LOG.info("reading %s", path)
+    check_file(path, "build it with: dvc repro build_vocabulary")
     try:
         text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise UserError(f"{path}: not found; build it with: dvc repro build_vocabulary") from None
     except UnicodeDecodeError:
         raise UserError(
             f"{path}: not a vocabulary (not UTF-8 text); build it anew with: dvc repro build_vocabulary"

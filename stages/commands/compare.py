@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from stages import command_line
+from stages.command_line import visible
 from stages.core.score_table import RATIOS, ScoreTable
 from stages.errors import UserError
 from stages.report.metric_labels import format_metric
@@ -68,7 +69,7 @@ def main() -> None:
     for group in group_trials(trials):
         sort = options.sort or default_sort(group)
         members = sort_trials(group, sort)
-        console.print(escape(title_of(members)), style="bold")
+        console.print(_plain(title_of(members)), style="bold")
         console.print(build_table(members, sort, near_best(members, sort, scores), console.width))
     if not options.quiet:
         console.print(
@@ -188,7 +189,8 @@ def build_table(trials: Sequence[Trial], sort: str, near: set[str], width: int) 
         for name in figures
     ]
     columns += [
-        (short_name(name, differing), [trial.parameters.get(name, "") for trial in trials]) for name in differing
+        (short_name(name, differing), [visible(trial.parameters.get(name, "")) for trial in trials])
+        for name in differing
     ]
     widths = [max(len(cell) for cell in [title, *cells]) for title, cells in columns]
     room = width - max(len(name) for name in ["experiment", *(trial.name for trial in trials)])
@@ -200,14 +202,14 @@ def build_table(trials: Sequence[Trial], sort: str, near: set[str], width: int) 
         box=None,
         pad_edge=False,
         padding=(0, GAP, 0, 0),
-        caption=escape(f"a wider terminal also shows: {', '.join(hidden)}") if hidden else None,
+        caption=_plain(f"a wider terminal also shows: {', '.join(hidden)}") if hidden else None,
         caption_justify="left",
     )
     table.add_column("experiment", overflow="fold")
     for title, _ in columns[:fitting]:
-        table.add_column(title, justify="right", no_wrap=True)
+        table.add_column(_plain(title), justify="right", no_wrap=True)
     for index, trial in enumerate(trials):
-        table.add_row(escape(trial.name), *(escape(cells[index]) for _, cells in columns[:fitting]))
+        table.add_row(_plain(trial.name), *(_plain(cells[index]) for _, cells in columns[:fitting]))
     return table
 
 
@@ -232,6 +234,11 @@ def title_of(trials: Sequence[Trial]) -> str:
         return f"{trials[0].data[0]}: not scored yet"
     split, rows = scored
     return f"{trials[0].data[0]}: {int(rows or 0):,} {split} rows"
+
+
+def _plain(text: str) -> str:
+    """Return a text that neither rich nor a terminal takes for a command."""
+    return escape(visible(text))
 
 
 def _as_yaml(value: Any) -> str:

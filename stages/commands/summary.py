@@ -36,7 +36,8 @@ def main() -> None:
         name: value for path in (EVALUATE_METRICS, TRAIN_METRICS) for name, value in committed_json(path).items()
     }
     differences = data_differences(parse_lock(_read(LOCK)), parse_lock(committed_text(LOCK)))
-    text = "\n".join(f"{label:<28}{value}".rstrip() for label, value in made(metrics, committed, differences))
+    lines = (f"{label:<28}{value}".rstrip() for label, value in made(metrics, committed, differences))
+    text = command_line.visible("\n".join(lines))
     print()
     if sys.stdout.isatty():
         Console(highlight=False).print(Panel(Text(text), title="Made", title_align="left", expand=False))
@@ -146,8 +147,9 @@ def next_commands(parameters: Mapping[str, Any]) -> list[tuple[str, str]]:
     Args:
         parameters: all of params.yaml.
     """
-    train = parameters.get("train", {})
-    rate, lowest = train.get("learning_rate", 0.1), train.get("min_learning_rate", 0.0)
+    train = parameters.get("train")
+    wanted = {"learning_rate": 0.1, "min_learning_rate": 0.0} | (train if isinstance(train, dict) else {})
+    rate, lowest = (float(wanted[name]) for name in ("learning_rate", "min_learning_rate"))
     other_rate = rate / 2 if rate / 2 >= lowest else rate * 2
     return [
         ("make ui", "compare runs in MLflow"),
@@ -162,7 +164,7 @@ def parse_lock(text: str) -> dict[str, Any]:
     """Return the stages of dvc.lock; empty where it is no lock."""
     try:
         stages = YAML(typ="safe").load(text)["stages"]
-    except (YAMLError, TypeError, KeyError):
+    except (YAMLError, TypeError, KeyError, ValueError, RecursionError):
         return {}
     return stages if isinstance(stages, dict) else {}
 
@@ -171,7 +173,7 @@ def committed_json(path: Path) -> dict[str, Any]:
     """Return a file of metrics of the last commit; empty where there is none."""
     try:
         values = json.loads(committed_text(path))
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return values if isinstance(values, dict) else {}
 

@@ -76,7 +76,7 @@ class VocabularyParams(ParamsModel):
 
     tokenizer: TokenizerName
     """word: what stands between white space; character: code points; bpe: byte-level byte pair encoding."""
-    size: int = pydantic.Field(ge=1)
+    size: int = pydantic.Field(ge=1, le=2**24)
     """bpe only: how many tokens at most, with <EOS> and the 256 bytes."""
     unknown_token: bool
     """word and character only: add <UNK> for what the training rows do not hold; without it, that is an error."""
@@ -113,6 +113,8 @@ class Vocabulary:
         self.tokenizer = tokenizer
         self.name = _name(tokenizer)
         self.size = tokenizer.get_vocab_size()
+        if max(tokenizer.get_vocab().values()) != self.size - 1 or len({*tokenizer.get_vocab().values()}) != self.size:
+            raise UserError(f"its {self.size:,} tokens do not have the ids 0 to {self.size - 1:,}")
         self.eos_id = eos_id
         self.unknown_id = None if self.name == "bpe" else tokenizer.token_to_id(tokenizer.model.unk_token)
 

@@ -62,7 +62,7 @@ def parse_lock(text: str) -> Baseline | None:
             if name != _NOT_OF_A_TRAINING:
                 parameters |= flatten(stage.get("params", {}).get("params.yaml", {}))
                 files |= {dep["path"]: dep["md5"] for dep in stage.get("deps", []) if dep["path"] not in made}
-    except (YAMLError, AttributeError, KeyError, TypeError):
+    except (YAMLError, AttributeError, KeyError, TypeError, ValueError, RecursionError):
         return None
     parameters["data.csv"] = next((path for path in files if not path.endswith(".py")), None)
     return Baseline(parameters, files, made)

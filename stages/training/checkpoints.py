@@ -59,13 +59,17 @@ class VerifiedCheckpoints(TorchCheckpointIO):
         """Read tensors, numbers and text; whatever else a file holds is refused.
 
         Raises:
-            UserError: the file is no such checkpoint.
+            UserError: the file is no such checkpoint, or that of another training.
         """
+        folder = Path(path).parent
         try:
             state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:
             reason = str(error).splitlines()[0]
-            raise UserError(f"{path}: no checkpoint of this project ({reason}); delete {Path(path).parent}/") from error
+            raise UserError(f"{path}: no checkpoint of this project ({reason}); delete {folder}/") from error
+        # Here, before Lightning looks at the weights, which may have other shapes.
+        if not isinstance(state, dict) or state.get("fingerprint") != folder.name:
+            raise UserError(f"{folder}/: holds a checkpoint of another training; delete that folder")
         return state
 
 
@@ -93,13 +97,7 @@ class Checkpoints(lightning.Callback):
     def on_load_checkpoint(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Continue at the same step, which may now be cut into another number of micro-batches.
-
-        Raises:
-            UserError: the file is the checkpoint of another training.
-        """
-        if checkpoint.get("fingerprint") != self._folder.path.name:
-            raise UserError(f"{self._folder.path}/: holds a checkpoint of another training; delete that folder")
+        """Continue at the same step, which may now be cut into another number of micro-batches."""
         step = self._saved_step = checkpoint["global_step"]
         progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
         for counts in (progress["total"], progress["current"]):

@@ -43,9 +43,9 @@ class TrainParams(ParamsModel):
     """Steps in which the learning rate first climbs, linearly, to its peak."""
     min_learning_rate: NonNegative
     """Where all schedules but constant end."""
-    epochs: Annotated[float, Field(gt=0)] | None
+    epochs: Annotated[float, Field(gt=0, le=10**6)] | None
     """Passes over the training examples; null where max_steps is given."""
-    max_steps: Count | None
+    max_steps: Annotated[int, Field(ge=1, le=10**9)] | None
     """Optimiser steps; null where epochs is given."""
     batch_size: Count
     """Examples in one optimiser step, over all devices together."""

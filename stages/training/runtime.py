@@ -29,7 +29,7 @@ class RuntimeParams(ParamsModel):
     """What Lightning trains on; auto takes a GPU where there is one."""
     devices: Annotated[int, Field(ge=1, le=1024)] | Literal["auto"]
     """Devices on each machine. They share the global batch: more devices do not make it larger."""
-    num_nodes: Count
+    num_nodes: Annotated[int, Field(ge=1, le=10_000)]
     """Machines that train together."""
     strategy: Literal["auto", "ddp"]
     """How devices train together; auto takes ddp where there are several."""
@@ -40,7 +40,7 @@ class RuntimeParams(ParamsModel):
     """CPU threads; null takes one for each core that this process may use. Another number can change the last digits of a trained weight."""
     loader_workers: Annotated[int, Field(ge=0, le=256)]
     """Processes that prepare batches ahead; 0 prepares them in the training process."""
-    checkpoint_minutes: Annotated[float, Field(gt=0)] | None
+    checkpoint_minutes: Annotated[float, Field(gt=0, le=10**9)] | None
     """Minutes between two checkpoints, from which a killed training goes on; null takes none."""
     tracking: Literal["required", "optional"]
     """Without its MLflow server, a stage fails at its start (required), or goes on unrecorded (optional)."""

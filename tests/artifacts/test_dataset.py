@@ -48,7 +48,9 @@ def test_batches_travel_to_another_process_without_their_tokens(
         eos_id=10,
         parameters=DatasetParams(packing="stream", loss_on="all", stride=None),
         splits={
-            "train": SplitMetadata(rows=1, tokens=TOKENS, scored_tokens=TOKENS - 1, scored_bytes=0, sha256="0"),
+            "train": SplitMetadata(
+                rows=1, tokens=TOKENS, scored_tokens=TOKENS - 1, scored_bytes=0, sha256=writer.sha256
+            ),
             "validation": SplitMetadata(rows=0, tokens=0, scored_tokens=0, scored_bytes=0, sha256="0"),
         },
     )
@@ -61,6 +63,13 @@ def test_batches_travel_to_another_process_without_their_tokens(
     pickled = pickle.dumps(batches)
     assert len(pickled) < 2000
     assert torch.equal(pickle.loads(pickled)[0].input_ids, first.input_ids)
+
+    path = shard_path(DATASET_FOLDER, "train")
+    damaged = bytearray(path.read_bytes())
+    damaged[-1] ^= 1
+    path.write_bytes(damaged)
+    with pytest.raises(UserError, match=r"train\.safetensors: damaged: its SHA-256"):
+        open_examples("train", metadata, CONTEXT_LENGTH)
 
 
 @pytest.mark.parametrize(
@@ -88,7 +97,7 @@ def test_metadata_round_trips_and_an_unfinished_dataset_has_none(tmp_path: Path)
     write_metadata(METADATA, tmp_path)
     assert read_metadata(tmp_path) == METADATA
     start_writing(tmp_path)
-    with pytest.raises(UserError, match=r"metadata\.json: not found, so the dataset is absent or unfinished"):
+    with pytest.raises(UserError, match=r"metadata\.json: not found; without it the dataset is unfinished"):
         read_metadata(tmp_path)
 
 

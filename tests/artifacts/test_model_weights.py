@@ -1,3 +1,4 @@
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -97,6 +98,35 @@ def test_a_vocabulary_that_the_model_was_not_trained_with_is_refused(letters: st
     assert read()
     write_letters(letters)
     with pytest.raises(UserError, match=r"^data/vocabulary\.json: different .* data/model/ .*; type `dvc repro`"):
+        read()
+
+
+def test_every_flipped_bit_of_the_weights_is_found() -> None:
+    write(1.0)
+    path = MODEL_FOLDER / "model.safetensors"
+    whole = path.read_bytes()
+    for bit in range(0, 8 * len(whole), 997):
+        damaged = bytearray(whole)
+        damaged[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(damaged)
+        with pytest.raises(UserError, match=r"^data/model/model\.safetensors: damaged: its SHA-256"):
+            read()
+
+
+def test_a_model_from_before_its_hash_was_written_is_read() -> None:
+    write(1.0)
+    config = read_json(MODEL_FOLDER / "config.json")
+    del config["weights_sha256"]
+    write_json(MODEL_FOLDER / "config.json", config)
+    assert read() == (1.0, False, "1")
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "provenance.json", "../vocabulary.json"])
+def test_a_pipe_is_not_waited_for(name: str) -> None:
+    write(1.0)
+    (MODEL_FOLDER / name).unlink()
+    os.mkfifo(MODEL_FOLDER / name)
+    with pytest.raises(UserError, match=rf"{Path(name).name}: expected a file"):
         read()
 
 

@@ -1,6 +1,8 @@
 import hashlib
 import json
+import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
-from stages.artifacts.token_shards import open_shard, open_shard_writer
+from stages.artifacts.token_shards import open_shard, open_shard_writer, verify_shard
 from stages.errors import UserError
 
 
@@ -96,6 +98,11 @@ def test_damage_is_found_wherever_the_file_is_cut(tmp_path: Path) -> None:
         header(("I64", 2), ("I64", 0), ("U8", 0)),
         header(("I64", 1), ("I64", 0), ("U8", 0)).replace(b"[8,8]", b"[0,8]"),
         b"\xff\xfe",
+        b"[" * 100_000,
+        header(("I64", 1), ("I64", 0), ("U8", 0)).replace(b"[0,8]", b"[0,8.0]"),
+        header(("I64", 1), ("I64", 0), ("U8", 0)).replace(b"[0,8]", b"[false,8]"),
+        header(("I64", -1), ("I64", -2), ("U8", 0)),
+        header(("I64", 10**30), ("I64", 0), ("U8", 0)),
     ],
 )
 def test_a_foreign_file_is_refused(tmp_path: Path, content: bytes) -> None:
@@ -115,3 +122,50 @@ def test_the_writer_gives_the_files_hash(tmp_path: Path) -> None:
 def test_a_missing_shard_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"train\.safetensors: not found"):
         open_shard(tmp_path / "train.safetensors")
+
+
+Rows = tuple[list[int], list[int], list[int]]  # token_ids, row_lengths, prompt_lengths
+SOUND: Rows = ([0, 1, 2, 4, 3, 4], [4, 2], [3, 1])
+
+
+def verify(path: Path, written: Rows, **changed: int | str) -> None:
+    """Write rows, and verify them as metadata.json would describe them, apart from what is changed."""
+    with open_shard_writer(path, 5) as writer:
+        writer.append(*map(np.array, written))
+    described: dict[str, Any] = {"rows": len(written[1]), "tokens": len(written[0]), "vocabulary_size": 5}
+    verify_shard(path, **described | {"sha256": writer.sha256} | changed)
+
+
+def test_every_flipped_bit_is_found(tmp_path: Path) -> None:
+    path = tmp_path / "train.safetensors"
+    verify(path, SOUND)
+    whole = path.read_bytes()
+    digest = hashlib.sha256(whole).hexdigest()
+    for bit in range(8 * len(whole)):
+        damaged = bytearray(whole)
+        damaged[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(damaged)
+        with pytest.raises(UserError, match=r"^\S+train\.safetensors: .*dvc repro (--force )?build_dataset"):
+            verify_shard(path, rows=2, tokens=6, vocabulary_size=5, sha256=digest)
+
+
+@pytest.mark.parametrize(
+    ("rows", "changed", "found"),
+    [
+        (([0, 1, 2, 4, 3, 4], [8, -2], [3, 1]), {}, "its rows do not follow one another"),
+        (([0, 1, 2, 4, 3, 4], [6, 0], [3, 0]), {}, "its rows do not follow one another"),
+        (([0, 1, 2, 4, 3, 4], [4, 3], [3, 1]), {}, "its rows do not follow one another"),
+        (([0, 1, 2, 4, 3, 4], [4, 2], [3, -1]), {}, "a completion begins outside of its row"),
+        (([0, 1, 2, 4, 3, 4], [4, 2], [5, 1]), {}, "a completion begins outside of its row"),
+        (([0, 1, 5, 4, 3, 4], [4, 2], [3, 1]), {}, "token id 5 in a vocabulary of 5"),
+        (SOUND, {"vocabulary_size": 4}, "token id 4 in a vocabulary of 4"),
+        (SOUND, {"rows": 3}, "2 rows and 6 tokens, where metadata.json has 3 and 6"),
+        (SOUND, {"tokens": 10**12}, "2 rows and 6 tokens, where metadata.json has 2 and 1,000,000,000,000"),
+        (SOUND, {"sha256": "0" * 64}, "damaged: its SHA-256 is not that of metadata.json"),
+    ],
+)
+def test_rows_that_no_dataset_holds_are_refused_even_with_their_right_hash(
+    rows: Rows, changed: dict[str, Any], found: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=rf"train\.safetensors: {re.escape(found)}; build it anew"):
+        verify(tmp_path / "train.safetensors", rows, **changed)

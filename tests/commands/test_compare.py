@@ -52,6 +52,18 @@ def test_exact_match_and_loss_are_never_hidden(width: int) -> None:
     assert "a wider terminal also shows: " in text
 
 
+def test_what_controls_a_terminal_is_printed_as_its_code() -> None:
+    text = printed(
+        read_trials(
+            [line(None, "workspace"), line("\x1b]0;title\x07", "1", **{"data.prompt_column": "\x1b[31m\u202e"})]
+        ),
+        200,
+    )
+    assert r"\u001b]0;title\u0007" in text
+    assert r"\u001b[31m\u202e" in text
+    assert not set("\x1b\x07\u202e") & set(text)
+
+
 def test_only_parameters_that_differ_are_shown_and_only_those_with_an_effect() -> None:
     trials = read_trials([
         line(None, "workspace"),

@@ -8,8 +8,10 @@ from stages.artifacts.metrics_json import write_json
 from stages.artifacts.provenance_json import MODEL_FOLDER, PROVENANCE_FILE
 from stages.commands.summary import (
     EVALUATE_METRICS,
+    TRAIN_METRICS,
     data_differences,
     made,
+    main,
     next_commands,
     parse_lock,
     read_metrics,
@@ -51,6 +53,17 @@ def test_figures_stand_beside_their_change() -> None:
     assert lines["scored on"] == "2,000 test rows"
     assert lines["loss, nats per token"] == "0.5000        -0.2500 since the last commit"
     assert "last commit" not in lines
+
+
+def test_what_controls_a_terminal_is_printed_as_its_code(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_json(EVALUATE_METRICS, METRICS)
+    write_json(TRAIN_METRICS, {})
+    remember_run_name("f" * 16, "train-f data.csv=\x1b[2J\u202e.csv")
+    monkeypatch.setattr("sys.argv", ["summary", "--quiet"])
+    main()
+    assert r"train-f data.csv=\u001b[2J\u202e.csv" in capsys.readouterr().out
 
 
 def test_figures_of_other_data_are_not_compared() -> None:

@@ -6,6 +6,7 @@ import pickle
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import torch
 
 from stages.core.transformer import Transformer
 from stages.errors import Stopped, UserError
-from stages.training.checkpoint_folder import CheckpointFolder
+from stages.training.checkpoint_folder import CheckpointFolder, hash_file, write_hash
 from stages.training.fit import TrainingResult, fit
 from tests.training.conftest import examples, network, runtime_parameters, train_parameters
 
@@ -255,11 +256,18 @@ def test_a_finished_training_is_kept_until_dvc_has_its_result() -> None:
     assert running.path.exists()
 
 
-def test_a_checkpoint_of_another_training_is_refused() -> None:
-    other = broken_off(6)
+@pytest.mark.parametrize("other", ["the same shape", "another shape", "a tensor"])
+def test_a_checkpoint_of_another_training_is_refused(other: str, monkeypatch: pytest.MonkeyPatch) -> None:
     here = CheckpointFolder("a" * 16)
-    other.path.rename(here.path)
-    with pytest.raises(UserError, match="holds a checkpoint of another training; delete that folder"):
+    broken_off(6).path.rename(here.path)
+    newest = here.newest()
+    assert newest is not None
+    if other == "another shape":
+        monkeypatch.setattr(sys.modules[__name__], "network", partial(network, n_layers=3))
+    if other == "a tensor":
+        torch.save(torch.zeros(3), newest)
+        write_hash(newest, hash_file(newest))
+    with pytest.raises(UserError, match="aaa/: holds a checkpoint of another training; delete that folder"):
         train(here)
 
 

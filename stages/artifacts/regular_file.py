@@ -1,0 +1,21 @@
+"""Refuse what is no regular file before it is opened: a pipe would be waited for, a folder gives a wrong diagnosis."""
+
+import stat
+from pathlib import Path
+
+from stages.errors import UserError
+
+
+def check_file(path: Path, fix: str) -> None:
+    """Check that a path is that of a regular file.
+
+    Raises:
+        UserError: there is none, or it is a folder, a pipe, a socket or a device; the message ends with ``fix``.
+        OSError: the path cannot be followed: no permission, too long, links in a circle.
+    """
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        raise UserError(f"{path}: not found; {fix}") from None
+    if not stat.S_ISREG(found.st_mode):
+        raise UserError(f"{path}: expected a file; {fix}")
