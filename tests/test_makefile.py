@@ -85,6 +85,8 @@ USES = [
     ("verdict", "A", "<python><-m><stages.commands.verdict><--><{}><workspace"),
     ("verdict", "B", "<python><-m><stages.commands.verdict><--><main><{}"),
     ("ui", "PORT", "<python><-m><stages.commands.ui><--port={}"),
+    ("serve", "PORT", "<python><-m><stages.commands.serve><--port={}"),
+    ("serve", "MODEL", "<python><-m><stages.commands.serve><--><{}"),
     ("bench", "NANOGPT", "<python><-m><benchmarks.training><--nanogpt={}"),
     ("bench", "THREADS", "<python><-m><benchmarks.attention><--threads={}"),
 ]
