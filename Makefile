@@ -7,10 +7,10 @@ override PRESET := $(value PRESET)
 override TEXT := $(value TEXT)
 override CSV := $(value CSV)
 override MINUTES := $(value MINUTES)
-# Shells have a variable PROMPT of their own, or MODEL: only what is typed after `make` counts.
+# Shells have a variable PROMPT of their own: only what is typed after `make` counts.
 override PROMPT := $(if $(filter command,$(origin PROMPT)),$(value PROMPT))
 override COMPLETION := $(if $(filter command,$(origin COMPLETION)),$(value COMPLETION))
-override MODEL := $(if $(filter command,$(origin MODEL)),$(value MODEL))
+override MODEL := $(value MODEL)
 override NANOGPT := $(value NANOGPT)
 override THREADS := $(value THREADS)
 override UPGRADE := $(value UPGRADE)

@@ -213,5 +213,5 @@ def test_help_names_every_target_that_is_for_people() -> None:
     ).stdout
     targets = {line.split()[1] for line in printed.splitlines()}
     assert targets == {
-        "help", "repro", "preset", "fit", "test", "slow", "ui", "compare", "verdict", "bench", "deps", "lock", "clean",
+        "help", "repro", "preset", "fit", "test", "slow", "ui", "serve", "compare", "verdict", "bench", "deps", "lock", "clean",
     }  # fmt: skip
