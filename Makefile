@@ -2,7 +2,7 @@
 # What a user gives is text: neither make nor the shell runs any of it. Recipes read it as "$$NAME", from the environment.
 override VENV := $(or $(value VENV),.venv)
 override PYTHON := $(or $(value PYTHON),python3)
-override PORT := $(or $(value PORT),5000)
+override PORT := $(value PORT)
 override PRESET := $(value PRESET)
 override TEXT := $(value TEXT)
 override CSV := $(value CSV)
@@ -10,6 +10,7 @@ override MINUTES := $(value MINUTES)
 # Shells have a variable PROMPT of their own: only what is typed after `make` counts.
 override PROMPT := $(if $(filter command,$(origin PROMPT)),$(value PROMPT))
 override COMPLETION := $(if $(filter command,$(origin COMPLETION)),$(value COMPLETION))
+override MODEL := $(value MODEL)
 override NANOGPT := $(value NANOGPT)
 override THREADS := $(value THREADS)
 override UPGRADE := $(value UPGRADE)
@@ -17,7 +18,7 @@ override A := $(value A)
 override B := $(value B)
 override MARKDOWN := $(value MARKDOWN)
 override SORT := $(value SORT)
-export VENV PYTHON PORT PRESET TEXT CSV MINUTES PROMPT COMPLETION NANOGPT THREADS UPGRADE A B MARKDOWN SORT
+export VENV PYTHON PORT PRESET TEXT CSV MINUTES PROMPT COMPLETION MODEL NANOGPT THREADS UPGRADE A B MARKDOWN SORT
 export DVC_NO_ANALYTICS := true
 export MLFLOW_DISABLE_TELEMETRY := true
 # Stages and hooks call `python`: that of the virtual environment.
@@ -25,7 +26,7 @@ IN_VENV = PATH="$$(CDPATH= cd -- "$$VENV/bin" && pwd):$$PATH"
 THREADS_OPTION = $${THREADS:+"--threads=$$THREADS"}
 PEER_OPTIONS = $${NANOGPT:+"--nanogpt=$$NANOGPT"} $(THREADS_OPTION)
 
-.PHONY: help repro preset fit test slow ui compare verdict bench deps lock clean repository venv installed installed-dev
+.PHONY: help repro preset fit test slow ui serve compare verdict bench deps lock clean repository venv installed installed-dev
 
 help: ## Show this list.
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
@@ -57,7 +58,10 @@ slow: installed-dev ## Test with real servers, a cluster and many kills, for an 
 	@$(IN_VENV) pytest -m slow -rs -n 1
 
 ui: installed ## Compare runs in MLflow, on 127.0.0.1:5000 (PORT=5001 for another port).
-	@$(IN_VENV) python -m stages.commands.ui "--port=$$PORT"
+	@$(IN_VENV) python -m stages.commands.ui $${PORT:+"--port=$$PORT"}
+
+serve: installed ## Answer OpenAI's /v1/completions on 127.0.0.1:8000 (PORT=8001, MODEL=folder or runs:/ID).
+	@$(IN_VENV) python -m stages.commands.serve $${PORT:+"--port=$$PORT"} $${MODEL:+-- "$$MODEL"}
 
 compare: installed ## Compare experiments in the terminal, best first: figures, and the parameters in which they differ (SORT=loss).
 	@$(IN_VENV) python -m stages.commands.compare $${SORT:+"--sort=$$SORT"}

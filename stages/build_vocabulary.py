@@ -1,12 +1,13 @@
-"""Build data/vocabulary.json from the training rows of the table.
+"""Build data/vocabulary.json from the training rows of the table, or take a ready tokenizer for it.
 
 Reads the sections data, split and vocabulary of params.yaml.
 """
 
 from collections.abc import Iterator
+from pathlib import Path
 
 from stages.artifacts.prompts_table import DataParams, read_prompts
-from stages.artifacts.vocabulary_json import VOCABULARY_FILE, write_vocabulary
+from stages.artifacts.vocabulary_json import VOCABULARY_FILE, read_ready_tokenizer, write_vocabulary
 from stages.command_line import command_parser, run_stage, with_progress
 from stages.core.frames import Frame, UnusableTextError, place, rows_of
 from stages.core.split import SplitParams
@@ -23,6 +24,14 @@ def main() -> None:
     data = read_section("data", DataParams)
     split = read_section("split", SplitParams)
     parameters = read_section("vocabulary", VocabularyParams)
+    if parameters.file is not None:
+        vocabulary = read_ready_tokenizer(Path(parameters.file), parameters)
+        write_vocabulary(vocabulary)
+        if not quiet:
+            print(
+                f"vocabulary: {vocabulary.size:,} tokens ({vocabulary.name}) of {parameters.file} -> {VOCABULARY_FILE}"
+            )
+        return
     frame: Frame = None
     rows = 0
 

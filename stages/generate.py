@@ -3,21 +3,18 @@
 import argparse
 import json
 import sys
-from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tokenizers.decoders import DecodeStream
-
 from stages import command_line
-from stages.artifacts.model_weights import SavedModel, read_model
+from stages.artifacts.model_weights import read_model
 from stages.artifacts.provenance_json import MODEL_FOLDER
 from stages.artifacts.vocabulary_json import VOCABULARY_FILE
-from stages.core.generation import Sampling, generate, stream
-from stages.core.vocabulary import Vocabulary
+from stages.core.generation import Sampling
 from stages.errors import UserError
+from stages.language_model import LanguageModel
 
 MOST_TOKENS = 1_000_000
 MOST_SAMPLES = 1_000
@@ -41,38 +38,37 @@ def main() -> None:
         UserError: some prompts cannot be used, which is known after all others are answered.
     """
     options = parse_options()
-    model, vocabulary = read_model(options.model, options.vocabulary)
+    model = LanguageModel(*read_model(options.model, options.vocabulary))
     sampling = Sampling(options.temperature, options.top_k, options.top_p, options.seed)
-    longest = options.max_tokens or model.network.config.context_length
+    longest = model.longest_completion(options.max_tokens)
     prompts = [Prompt(f"prompt {number}", text) for number, text in enumerate(options.prompts, start=1)]
     prompts = prompts or read_prompts(options.file, as_json=options.json_prompts)
     if len(prompts) == 1 and options.num_samples == 1 and not options.json:
-        prompt_ids = encode_prompt(prompts[0], model, vocabulary)
-        for piece in text_pieces(stream(model.network, prompt_ids, vocabulary.eos_id, longest, sampling), vocabulary):
+        for piece in model.stream_ids(encode_prompt(prompts[0], model), longest, sampling):
             write(piece)
         write("\n")
         return
     samplings = [replace(sampling, seed=sampling.seed + number) for number in range(options.num_samples)]
-    token_ids: list[list[int] | UserError] = [encode_or_explain(prompt, model, vocabulary) for prompt in prompts]
+    token_ids: list[list[int] | UserError] = [encode_or_explain(prompt, model) for prompt in prompts]
     usable = [ids for ids in token_ids if not isinstance(ids, UserError)]
-    drawn = [generate(model.network, usable, vocabulary.eos_id, longest, each) for each in samplings]
+    drawn = [model.complete_ids(usable, longest, each) for each in samplings]
     for prompt, ids in zip(prompts, token_ids, strict=True):
-        answer = ids if isinstance(ids, UserError) else [vocabulary.decode(next(completions)) for completions in drawn]
+        answer = ids if isinstance(ids, UserError) else [next(completions) for completions in drawn]
         write_answer(prompt, answer, as_json=options.json)
     errors = [str(ids) for ids in token_ids if isinstance(ids, UserError)]
     if errors:
         raise UserError("\n".join(errors))
 
 
-def encode_or_explain(prompt: Prompt, model: SavedModel, vocabulary: Vocabulary) -> list[int] | UserError:
+def encode_or_explain(prompt: Prompt, model: LanguageModel) -> list[int] | UserError:
     """Return what the network reads for a prompt, or why it cannot be used."""
     try:
-        return encode_prompt(prompt, model, vocabulary)
+        return encode_prompt(prompt, model)
     except UserError as error:
         return error
 
 
-def encode_prompt(prompt: Prompt, model: SavedModel, vocabulary: Vocabulary) -> list[int]:
+def encode_prompt(prompt: Prompt, model: LanguageModel) -> list[int]:
     """Return what the network reads for a prompt.
 
     Raises:
@@ -80,10 +76,7 @@ def encode_prompt(prompt: Prompt, model: SavedModel, vocabulary: Vocabulary) -> 
     """
     if prompt.problem is not None:
         raise prompt.problem
-    try:
-        return model.prompt_ids(vocabulary.encode_prompt(prompt.text), vocabulary.eos_id)
-    except UserError as error:
-        raise UserError(f"{prompt.place}: {error}") from None
+    return model.prompt_ids(prompt.text, prompt.place)
 
 
 def parse_options() -> argparse.Namespace:
@@ -182,19 +175,6 @@ def write_answer(prompt: Prompt, answer: list[str] | UserError, *, as_json: bool
 def write(text: str) -> None:
     """Write to standard output; on a terminal, without what would control it."""
     print(command_line.visible(text) if sys.stdout.isatty() else text, end="", flush=True)
-
-
-def text_pieces(token_ids: Iterator[int], vocabulary: Vocabulary) -> Iterator[str]:
-    """Yield the text as it grows; a character whose bytes are not all there yet waits for the rest of them."""
-    decoder = DecodeStream(skip_special_tokens=True)
-    chosen: list[int] = []
-    printed = 0
-    for token_id in token_ids:
-        piece = decoder.step(vocabulary.tokenizer, token_id) or ""
-        chosen.append(token_id)
-        printed += len(piece)
-        yield piece
-    yield vocabulary.decode(chosen)[printed:]  # bytes whose rest never came
 
 
 if __name__ == "__main__":

@@ -79,7 +79,7 @@ COMMANDS = {
 
 # These need a server, a remote, several runs or minutes: their own tests look at what they print.
 TESTED_APART = {
-    *(f"stages.commands.{name}" for name in ("compare", "export", "search", "share_results", "ui", "verdict")),
+    *(f"stages.commands.{name}" for name in ("compare", "export", "search", "serve", "share_results", "ui", "verdict")),
     "presets.fit",
 }
 

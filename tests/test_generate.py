@@ -16,7 +16,8 @@ from stages.artifacts.vocabulary_json import VOCABULARY_FILE, write_vocabulary
 from stages.core.transformer import Transformer
 from stages.core.vocabulary import Vocabulary, VocabularyParams, build_vocabulary
 from stages.errors import UserError
-from stages.generate import main, read_prompts, text_pieces
+from stages.generate import main, read_prompts
+from stages.language_model import text_pieces
 from tests.frames import frame_of_texts
 from tests.training.conftest import network
 

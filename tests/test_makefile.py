@@ -85,6 +85,8 @@ USES = [
     ("verdict", "A", "<python><-m><stages.commands.verdict><--><{}><workspace"),
     ("verdict", "B", "<python><-m><stages.commands.verdict><--><main><{}"),
     ("ui", "PORT", "<python><-m><stages.commands.ui><--port={}"),
+    ("serve", "PORT", "<python><-m><stages.commands.serve><--port={}"),
+    ("serve", "MODEL", "<python><-m><stages.commands.serve><--><{}"),
     ("bench", "NANOGPT", "<python><-m><benchmarks.training><--nanogpt={}"),
     ("bench", "THREADS", "<python><-m><benchmarks.attention><--threads={}"),
 ]
@@ -211,5 +213,5 @@ def test_help_names_every_target_that_is_for_people() -> None:
     ).stdout
     targets = {line.split()[1] for line in printed.splitlines()}
     assert targets == {
-        "help", "repro", "preset", "fit", "test", "slow", "ui", "compare", "verdict", "bench", "deps", "lock", "clean",
+        "help", "repro", "preset", "fit", "test", "slow", "ui", "serve", "compare", "verdict", "bench", "deps", "lock", "clean",
     }  # fmt: skip

@@ -195,3 +195,31 @@ def test_each_model_is_a_version_kept_with_its_run_without_a_pickle(
     files = [path.name for path in (swept.folder / "mlartifacts/models").rglob("*") if path.is_file()]
     assert files.count("model.safetensors") == 1 + len(LEARNING_RATES)
     assert not [name for name in files if name.endswith((".pkl", ".pickle"))]
+
+
+def test_the_example_notebook_gives_what_it_shows(trained: Project) -> None:
+    import nbformat  # noqa: PLC0415 - with their programs for kernels, only here
+    from nbclient import NotebookClient  # noqa: PLC0415
+
+    notebook = nbformat.read(trained.folder / "examples/ask.ipynb", as_version=4)
+    shown = [outputs_of(cell) for cell in notebook.cells if cell.cell_type == "code"]
+    executed = NotebookClient(  # in its own folder, as Jupyter does
+        notebook, timeout=SECONDS_TO_START, resources={"metadata": {"path": str(trained.folder / "examples")}}
+    ).execute(env=clean_environment())
+    assert [outputs_of(cell) for cell in executed.cells if cell.cell_type == "code"] == shown
+    assert shown[0] == ["['Great', 'Great']"]
+
+
+def outputs_of(cell: Any) -> list[str]:
+    """Return the texts that a notebook shows below a cell."""
+    return [output["text"] if "text" in output else output["data"]["text/plain"] for output in cell.outputs]
+
+
+def test_load_opens_the_models_of_the_store(swept: Project, version: ModelVersion) -> None:
+    program = (
+        "import sys; from stages.load import load\n"
+        "for source in sys.argv[1:]: print(load(source).complete(['what is CNN', 'CNN is what']))"
+    )
+    sources = (f"runs:/{version.run_id}", f"models:/answers/{version.version}", f"models:/{version.model_id}")
+    printed = swept.run(sys.executable, "-c", program, *sources).stdout
+    assert printed.splitlines() == ["['Great', 'Great']"] * 3

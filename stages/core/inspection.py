@@ -50,6 +50,34 @@ def inspect(network: Transformer, token_ids: Sequence[int], likely: int) -> Insp
 
 
 @torch.inference_mode()
+def log_probabilities(network: Transformer, token_ids: Sequence[int], batch_size: int = 32) -> Tensor:
+    """Return the log-probability of each token but the first after those before it, in nats, float32 [T - 1] on the CPU.
+
+    Each depends on at most context_length tokens before it, as in generation.
+
+    Args:
+        network: in evaluation mode.
+        token_ids: T of them, at least two.
+        batch_size: windows that are read at once where the text is longer than the context.
+    """
+    device, window = network.output.weight.device, network.config.context_length
+    tokens = torch.tensor(token_ids, device=device)  # [T]
+    scores = [_target_log_probabilities(network(tokens[None, :-1][:, :window])[0], tokens[1 : window + 1])]
+    if len(tokens) > window + 1:
+        windows = tokens[1:-1].unfold(0, window, 1)  # [T - 1 - window, window]
+        targets = tokens[window + 1 :]
+        for inputs, batch_targets in zip(windows.split(batch_size), targets.split(batch_size), strict=True):
+            last = network.output(network.hidden_states(inputs)[:, -1])  # [B, V]
+            scores.append(_target_log_probabilities(last, batch_targets))
+    return torch.cat(scores).cpu()
+
+
+def _target_log_probabilities(logits: Tensor, targets: Tensor) -> Tensor:
+    """Map [B, V] and [B] to [B]."""
+    return logits.float().log_softmax(dim=-1).gather(-1, targets[:, None])[:, 0]
+
+
+@torch.inference_mode()
 def principal_plane(vectors: Tensor) -> Tensor:
     """Return each vector's place in the plane in which they differ most, float64 [V, 2]: principal component analysis.
 

@@ -8,11 +8,12 @@ Three tokenizers, each stored as the tokenizers library's JSON:
 """
 
 import difflib
+import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property, lru_cache, partial
-from itertools import chain, islice
+from itertools import chain, islice, pairwise
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
@@ -80,6 +81,16 @@ class VocabularyParams(ParamsModel):
     """bpe only: how many tokens at most, with <EOS> and the 256 bytes."""
     unknown_token: bool
     """word and character only: add <UNK> for what the training rows do not hold; without it, that is an error."""
+    file: str | None = None
+    """A tokenizer.json under ready/tokenizers/ that is taken unchanged; null: one is built from the training rows."""
+    eos_token: str | None = None
+    """The token of that file that ends a text; null: found by its usual names."""
+
+    @pydantic.model_validator(mode="after")
+    def _end_a_file(self) -> Self:
+        if self.eos_token is not None and self.file is None:
+            raise ValueError(f"eos_token: found {self.eos_token!r}; allowed without a file: null, for {EOS}")
+        return self
 
     @pydantic.model_validator(mode="after")
     def _hold_every_byte(self) -> Self:
@@ -100,14 +111,12 @@ class Vocabulary:
     """The id of <UNK>; None where unknown text is an error, and for bpe, which knows all text."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
-        """Take a tokenizer as ``build_vocabulary`` makes them.
+        """Take a tokenizer as ``build_vocabulary`` and ``take_tokenizer`` return them.
 
         Raises:
             UserError: it is of another make.
         """
-        eos_id = tokenizer.token_to_id(EOS)
-        if eos_id is None:
-            raise UserError(f"the tokenizer has no {EOS} token, so build_vocabulary did not make it")
+        eos_id = _find_eos(tokenizer)
         # A text that says <EOS> ends nothing: it is encoded as the characters it is made of.
         tokenizer.encode_special_tokens = True
         self.tokenizer = tokenizer
@@ -141,9 +150,11 @@ class Vocabulary:
                 _refuse_words(tokens, [EOS])
             case "character":
                 tokens = text
-            case "bpe":
+            case "bpe" if self.cuts_as_gpt2:
                 # Without special tokens, what a text holds is encoded as its characters.
                 return self._merges.encode(text, allowed_special=set(), disallowed_special=())
+            case "bpe":
+                return list(self.tokenizer.encode(text, add_special_tokens=False).ids)
         token_ids = [known.get(token, self.unknown_id) for token in tokens]
         if None in token_ids:
             raise UnusableTextError(self._explain_unknown(tokens, token_ids.index(None)))
@@ -155,6 +166,8 @@ class Vocabulary:
         Raises:
             UnusableTextError: a word or character is unknown and there is no <UNK>. Which one, ``encode`` says.
         """
+        if self.name == "bpe" and not self.cuts_as_gpt2:
+            return self._encode_by_library(texts)
         encode = {"word": self._encode_words, "character": self._encode_characters, "bpe": self._encode_bytes}[
             self.name
         ]
@@ -204,15 +217,23 @@ class Vocabulary:
     @cached_property
     def _byte_lengths(self) -> npt.NDArray[np.int64]:
         """[V] the bytes of each token of text: the byte-level alphabet has one character a byte. <EOS> has none."""
-        size = len if self.name == "bpe" else lambda token: len(token.encode())
-        lengths = np.fromiter(map(size, self.token_to_id), np.int64, self.size)
+        added = {token.content for token in self.tokenizer.get_added_tokens_decoder().values()}
+        lengths = np.fromiter(
+            (
+                len(token) if self.name == "bpe" and token not in added else len(token.encode())
+                for token in self.token_to_id
+            ),
+            np.int64,
+            self.size,
+        )
         lengths[self.eos_id] = 0
         return lengths
 
     @cached_property
     def _text_token_ids(self) -> dict[str, int]:
-        """What a word or character of a text may become: not <EOS>."""
-        return {token: token_id for token, token_id in self.token_to_id.items() if token_id != self.eos_id}
+        """What a word, a character or bytes of a text may become: not <EOS>, or another special token."""
+        special = {token_id for token_id, token in self.tokenizer.get_added_tokens_decoder().items() if token.special}
+        return {token: token_id for token, token_id in self.token_to_id.items() if token_id not in special}
 
     @cached_property
     def _absent(self) -> int:
@@ -271,6 +292,28 @@ class Vocabulary:
         total = int(counts.sum())
         return np.asarray(flat[np.arange(total) + np.repeat(begins[indices] - (ends - counts), counts)])
 
+    def _encode_by_library(self, texts: memoryview) -> TokenIds:
+        """Encode with the tokenizers library itself: slower, and exact for every way to cut text."""
+        rows = str(texts, "utf-8").split(_END)[:-1]
+        encoded = (encoding.ids for encoding in self.tokenizer.encode_batch_fast(rows, add_special_tokens=False))
+        return np.fromiter(chain.from_iterable((*ids, self.eos_id) for ids in encoded), np.int32)
+
+    @cached_property
+    def cuts_as_gpt2(self) -> bool:
+        """Whether tiktoken gives a byte-level BPE's token_ids; see ``_merges``."""
+        parts = json.loads(self.tokenizer.to_str())
+        cut, added = parts["pre_tokenizer"], parts["added_tokens"]
+        if cut["type"] != "ByteLevel" or not cut["use_regex"] or parts["normalizer"]:
+            return False
+        ids, merges = parts["model"]["vocab"], parts["model"]["merges"]
+        joined = [ids["".join(pair)] for pair in merges]
+        return (
+            len(ids) - len([token for token in added if token["content"] in ids]) == _BYTES + len(merges)
+            and all(earlier < later for earlier, later in pairwise(joined))
+            and all(token["special"] for token in added)
+            and not parts["model"]["ignore_merges"]
+        )
+
     @cached_property
     def _encode_chunk(self) -> Callable[[str], list[int]]:
         """Encode a chunk of ``_distinct_chunks``, most of which come again and again."""
@@ -287,7 +330,7 @@ class Vocabulary:
         """
         import tiktoken  # noqa: PLC0415 - takes a while, and only byte pairs need it
 
-        byte_of = {character: byte for byte, character in _byte_characters().items()}
+        byte_of = {character: byte for byte, character in byte_characters().items()}
         ranks = {
             bytes(byte_of[character] for character in token): token_id
             for token, token_id in self._text_token_ids.items()
@@ -469,11 +512,26 @@ def _repeated_words(frames: Iterable[Frame]) -> Iterator[str]:
             yield f"{word} " * min(count - done, _REPEATED_AT_ONCE)
 
 
+def _find_eos(tokenizer: Tokenizer) -> int:
+    """Return the id of <EOS>, or of the one token with which a ready tokenizer ends every text.
+
+    Raises:
+        UserError: there is none.
+    """
+    eos_id: int | None = tokenizer.token_to_id(EOS)
+    if eos_id is not None:
+        return eos_id
+    ending = tokenizer.encode("").ids
+    if len(ending) != 1:
+        raise UserError(f"the tokenizer has no {EOS} token, so build_vocabulary did not make it")
+    return int(ending[0])
+
+
 def _add_eos(tokenizer: Tokenizer) -> None:
     tokenizer.add_special_tokens([AddedToken(EOS, special=True, normalized=False)])
 
 
-def _byte_characters() -> dict[int, str]:
+def byte_characters() -> dict[int, str]:
     """Return the character by which the tokenizers library writes each byte: itself where it can be printed."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     characters = {ord(character): character for character in alphabet if ord(character) < _BYTES}
@@ -487,7 +545,7 @@ def _name(tokenizer: Tokenizer) -> TokenizerName:
             return "word"
         case models.WordLevel(), pre_tokenizers.Split():
             return "character"
-        case models.BPE(), pre_tokenizers.ByteLevel():
+        case models.BPE(), pre_tokenizers.ByteLevel() | pre_tokenizers.Sequence():
             return "bpe"
     raise UserError(
         "the tokenizer is neither of words, nor of characters, nor byte-level bpe: build_vocabulary did not make it"

@@ -70,6 +70,7 @@ def write_tokenizer(folder: Path, model: SavedModel, vocabulary: Vocabulary) -> 
 def tokenizer_with_ending(model: SavedModel, vocabulary: Vocabulary) -> Tokenizer:
     """Return the vocabulary as a tokenizer that ends a prompt with <EOS> if the model was taught so."""
     tokenizer = Tokenizer.from_str(vocabulary.tokenizer.to_str())
+    tokenizer.post_processor = None
     if model.prompts_end_with_eos:
         eos = tokenizer.id_to_token(vocabulary.eos_id)
         tokenizer.post_processor = processors.TemplateProcessing(

@@ -143,6 +143,11 @@ def _refuse_vocabulary(vocabulary: Vocabulary) -> None:
         )
     if vocabulary.name == "character" and SPACE in vocabulary.token_to_id:
         raise UserError(f"the vocabulary has the character {SPACE!r} (U+2581), which stands for the space in llama.cpp")
+    if vocabulary.name == "bpe" and not vocabulary.cuts_as_gpt2:
+        raise UserError(
+            "vocabulary.file: found a tokenizer that cuts or normalises text otherwise than GPT-2's; allowed for gguf: "
+            "GPT-2's kind; huggingface and onnx take every vocabulary"
+        )
     if vocabulary.name == "bpe" and not _merges(vocabulary):
         raise UserError(
             "vocabulary.size: found no merges of bytes, which llama.cpp needs; allowed for gguf: more than 257"
@@ -178,7 +183,8 @@ def _add_shape(writer: Any, config: TransformerConfig, twin: Twin) -> None:
 def _add_vocabulary(gguf: Any, writer: Any, vocabulary: Vocabulary, *, ends_with_eos: bool) -> None:
     characters = vocabulary.name == "character"
     kinds = dict.fromkeys(range(vocabulary.size), gguf.TokenType.NORMAL)
-    kinds[vocabulary.eos_id] = gguf.TokenType.CONTROL
+    for token_id, token in vocabulary.tokenizer.get_added_tokens_decoder().items():
+        kinds[token_id] = gguf.TokenType.CONTROL if token.special else gguf.TokenType.USER_DEFINED
     if vocabulary.unknown_id is not None:
         kinds[vocabulary.unknown_id] = gguf.TokenType.UNKNOWN
         writer.add_unk_token_id(vocabulary.unknown_id)

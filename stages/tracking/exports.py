@@ -16,7 +16,7 @@ def fetch_model(source: str, folder: Path) -> tuple[Path, Path]:
     """Copy a logged model into a folder; return its folder data/model and its vocabulary.
 
     Args:
-        source: a run's id, or an address as MLflow has them: models:/ID, models:/NAME/VERSION.
+        source: a run, as ID or runs:/ID, or a model, as models:/ID or models:/NAME/VERSION.
         folder: where to.
 
     Raises:
@@ -25,7 +25,11 @@ def fetch_model(source: str, folder: Path) -> tuple[Path, Path]:
     with store_errors("the command again"):
         client = connect()
         try:
-            uri = source if ":/" in source else _model_uri(client, source)
+            uri = (
+                source
+                if source.startswith("models:/")
+                else _model_uri(client, source.removeprefix("runs:/").partition("/")[0])
+            )
             place = mlflow.artifacts.download_artifacts(
                 artifact_uri=uri, dst_path=str(folder), tracking_uri=tracking_uri()
             )

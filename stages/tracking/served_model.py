@@ -15,10 +15,9 @@ from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
 from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
 
-from stages.artifacts.model_weights import SavedModel, read_model
-from stages.core.generation import Sampling, generate
-from stages.core.vocabulary import Vocabulary
+from stages.artifacts.model_weights import read_model
 from stages.errors import UserError
+from stages.language_model import LanguageModel
 
 MOST_PROMPTS = 1024
 MOST_TOKENS = 1024
@@ -43,19 +42,18 @@ SIGNATURE = ModelSignature(
 class CompletionModel(PythonModel):
     """Completes prompts in batches."""
 
-    _model: SavedModel
-    _vocabulary: Vocabulary
+    _model: LanguageModel
 
     def load_context(self, context: PythonModelContext) -> None:
         """Read the weights and the vocabulary that were logged."""
         model, vocabulary = (Path(context.artifacts[name]) for name in ("model", "vocabulary"))
-        self._model, self._vocabulary = read_model(model, vocabulary)
+        self._model = LanguageModel(*read_model(model, vocabulary))
         if "mlflow.pyfunc.scoring_server.app" in sys.modules:  # not in a notebook
             # Imported here because it takes time, and evaluate imports this file for the signature.
             from stages.tracking.scoring_server import StoppableOutput, guard_mlflow_server  # noqa: PLC0415
 
             guard_mlflow_server()
-            self._model.network.output.__class__ = StoppableOutput  # this layer runs once a token
+            self._model.saved.network.output.__class__ = StoppableOutput  # this layer runs once a token
 
     def predict(  # type: ignore[override] # MLflow passes the context only to who asks for it
         self, model_input: pd.DataFrame, params: dict[str, Any] | None = None
@@ -73,29 +71,26 @@ class CompletionModel(PythonModel):
         chosen = {spec.name: spec.default for spec in SIGNATURE.params.params} | given
         longest = self._longest_completion(chosen["max_tokens"])
         try:
-            sampling = Sampling(chosen["temperature"], chosen["top_k"] or None, chosen["top_p"], chosen["seed"])
+            completions = self._model.complete(
+                texts,
+                max_new_tokens=longest,
+                temperature=chosen["temperature"],
+                top_k=chosen["top_k"] or None,
+                top_p=chosen["top_p"],
+                seed=chosen["seed"],
+            )
         except UserError as error:
             raise _refusal(str(error)) from None
-        prompts = [self._prompt_ids(text, row) for row, text in enumerate(texts, start=1)]
-        completions = generate(self._model.network, prompts, self._vocabulary.eos_id, longest, sampling)
-        return [{"completion": self._vocabulary.decode(completion)} for completion in completions]
+        return [{"completion": completion} for completion in completions]
 
     def _longest_completion(self, max_tokens: int) -> int:
-        context_length = self._model.network.config.context_length
+        context_length = self._model.context_length
         most = max(context_length, MOST_TOKENS)
         if not 0 <= max_tokens <= most:
             raise _refusal(
                 f"max_tokens: found {max_tokens}, allowed: 1 to {most:,}, or 0 for the context length ({context_length:,})"
             )
         return max_tokens or context_length
-
-    def _prompt_ids(self, text: Any, row: int) -> list[int]:
-        if not isinstance(text, str):
-            raise _refusal(f"prompt {row}: found {text!r}, allowed: a text")
-        try:
-            return self._model.prompt_ids(self._vocabulary.encode_prompt(text), self._vocabulary.eos_id)
-        except UserError as error:
-            raise _refusal(f"prompt {row}: {error}") from None
 
 
 def _refusal(message: str) -> MlflowException:

@@ -2,6 +2,7 @@
 
 import json
 import random
+import urllib.request
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -17,10 +18,12 @@ from stages.commands.export import FORMATS, describe, refuse_used_folder
 from stages.core.vocabulary import Vocabulary, VocabularyParams, build_vocabulary
 from stages.errors import UserError
 from stages.exports import engines
+from stages.exports.llama_cpp import write_gguf
 from stages.exports.model_card import model_card
 from stages.exports.onnx_runtime import OnnxRuntime, write_onnx
 from stages.exports.proof import Proof, Question, prove
 from stages.exports.twins import find_twin
+from stages.language_model import LanguageModel
 from tests.frames import frame_of_texts
 from tests.training.conftest import network
 
@@ -169,6 +172,35 @@ def test_what_llama_cpp_cannot_say_is_refused_by_name(
     with pytest.raises(UserError) as refused:
         FORMATS["gguf"].write(tmp_path, random_model(LLAMA | shape, vocabulary), vocabulary)
     assert str(refused.value).startswith(named)
+
+
+@pytest.mark.slow
+def test_llama_cpp_serves_the_completions_api(tmp_path: Path) -> None:
+    """As docs/export.md has it, whole and as a stream."""
+    xllamacpp = pytest.importorskip("xllamacpp")
+    vocabulary = VOCABULARIES["bpe"]
+    model = random_model(LLAMA, vocabulary)
+    write_gguf(tmp_path, model, vocabulary)
+    parameters = xllamacpp.CommonParams()
+    parameters.model.path = str(tmp_path / "model.gguf")
+    parameters.n_parallel, parameters.n_gpu_layers, parameters.warmup = 1, 0, False
+    parameters.cpuparams.n_threads = 1
+    server = xllamacpp.Server(parameters)
+    assert server.listening_address.startswith("http://127.0.0.1:")
+    with urllib.request.urlopen(f"{server.listening_address}/v1/models") as answer:
+        assert json.load(answer)["object"] == "list"
+    expected = LanguageModel(model, vocabulary).complete(["the cat"], max_new_tokens=6)[0]
+    for streamed in (False, True):
+        body = {"prompt": "the cat", "max_tokens": 6, "temperature": 0, "stream": streamed}
+        request = urllib.request.Request(
+            f"{server.listening_address}/v1/completions",
+            json.dumps(body).encode(),
+            {"Content-Type": "application/json"},
+        )
+        with urllib.request.urlopen(request) as answer:
+            lines = answer.read().decode().splitlines()
+        events = [json.loads(line.removeprefix("data: ")) for line in lines if line not in ("", "data: [DONE]")]
+        assert "".join(event["choices"][0]["text"] for event in events) == expected
 
 
 def test_a_proof_of_other_weights_does_not_hold(tmp_path: Path) -> None:
