@@ -78,6 +78,7 @@ bench: installed-dev ## Measure speed beside other projects, into docs/performan
 	@$(IN_VENV) python -m benchmarks.preparation
 	@$(IN_VENV) python -m benchmarks.byte_pairs
 	@$(IN_VENV) python -m benchmarks.startup
+	@$(IN_VENV) python -m benchmarks.verdict $(THREADS_OPTION)
 
 deps: installed-dev ## Write into dvc.yaml which source files each stage imports (the pre-commit hook does it too).
 	@$(IN_VENV) python -m tests.code_deps

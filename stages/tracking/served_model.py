@@ -23,9 +23,12 @@ MOST_PROMPTS = 1024
 MOST_TOKENS = 1024
 """The most new tokens of a completion, where the model's context is not longer."""
 
+PROMPT = "prompt"
+
+# The input has no name, so that MLflow also takes a list of texts, as of `predict(["what is CNN"])`; it then calls it 0.
 # A parameter that a request leaves out takes the value given here; 0 tokens: as many as the context is long.
 SIGNATURE = ModelSignature(
-    inputs=Schema([ColSpec(DataType.string, "prompt")]),
+    inputs=Schema([ColSpec(DataType.string)]),
     outputs=Schema([ColSpec(DataType.string, "completion")]),
     params=ParamSchema(
         [
@@ -58,13 +61,16 @@ class CompletionModel(PythonModel):
     def predict(  # type: ignore[override] # MLflow passes the context only to who asks for it
         self, model_input: pd.DataFrame, params: dict[str, Any] | None = None
     ) -> list[dict[str, str]]:
-        """Complete each row's prompt.
+        """Complete each row's prompt, the text of its only column.
 
         Raises:
             MlflowException: a prompt or parameter cannot be used; the server answers with status 400.
             stages.tracking.scoring_server.RequestEndedError: nobody waits for the answer.
         """
-        texts = model_input["prompt"].tolist()
+        (column,) = model_input.columns
+        if column not in (PROMPT, 0):
+            raise _refusal(f"found the column {column!r} first, allowed: {PROMPT}, or a list of texts")
+        texts = model_input[column].tolist()
         if len(texts) > MOST_PROMPTS:
             raise _refusal(f"found {len(texts):,} prompts, allowed: at most {MOST_PROMPTS:,} in one request")
         given = {name: value for name, value in (params or {}).items() if value is not None}

@@ -232,7 +232,7 @@ def _groupings(tables: list[ScoreTable]) -> dict[str, tuple[list[int], list[str]
             names = sorted({group or "" for group in table.groups})
             index_of = {name: index for index, name in enumerate(names)}
             return {table.group_column: ([index_of[group or ""] for group in table.groups], list(map(_short, names)))}
-    return {"length of the row": _by_length(tables[0]), "completion": _by_completion(tables[0])}
+    return {"characters of the row": _by_length(tables[0]), "completion": _by_completion(tables[0])}
 
 
 def _by_length(table: ScoreTable) -> tuple[list[int], list[str]]:
@@ -240,7 +240,9 @@ def _by_length(table: ScoreTable) -> tuple[list[int], list[str]]:
     lengths = np.array([len(p) + len(e) for p, e in zip(table.prompts, table.expected, strict=True)])
     edges = np.unique(np.quantile(lengths, np.arange(1, GROUPS + 1) / GROUPS).astype(np.int64))
     starts = [int(lengths.min()), *(edges[:-1] + 1).tolist()]
-    names = [f"{start} to {end} characters" for start, end in zip(starts, edges.tolist(), strict=True)]
+    names = [
+        f"{end}" if start == end else f"{start} to {end}" for start, end in zip(starts, edges.tolist(), strict=True)
+    ]
     return np.searchsorted(edges, lengths).tolist(), names
 
 

@@ -28,9 +28,10 @@ def print_verdict(verdict: Verdict, console: Console) -> None:
         console.print(escape(note), style="dim")
     if verdict.gained or verdict.lost:
         console.print(f"\n[bold]{flips_title(verdict)}[/bold]")
-        for title, flips in (("only B", verdict.gained), ("only A", verdict.lost)):
+        for title, flips in (("Only B has right", verdict.gained), ("Only A has right", verdict.lost)):
             if flips:
-                rows = _table(FLIP_COLUMNS, title=_some(title, flips))
+                console.print(_some(title, flips))
+                rows = _table(FLIP_COLUMNS)
                 for flip in flips[:MOST_FLIPS]:
                     rows.add_row(*map(escape, flip_cells(flip)))
                 console.print(rows)
@@ -47,7 +48,7 @@ def _print_groups(verdict: Verdict, console: Console) -> None:
                 table.add_row(*(escape(_short(text)) for text in group_cells(group)))
             console.print(table)
             if len(groups) > MOST_GROUPS:
-                console.print(f"and {len(groups) - MOST_GROUPS:,} more, which changed less", style="dim")
+                console.print(f"and {len(groups) - MOST_GROUPS:,} more, which changed no more than these", style="dim")
 
 
 def to_markdown(verdict: Verdict) -> str:
@@ -82,8 +83,8 @@ def _short(text: str, most: int = 60) -> str:
     return text if len(text) <= most else text[: most - 1] + "…"
 
 
-def _table(columns: Sequence[str], title: str | None = None) -> Table:
-    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
+def _table(columns: Sequence[str]) -> Table:
+    table = Table(box=None, pad_edge=False)
     for name in columns:
         table.add_column(
             name, justify="right" if name in ("A", "B", "B - A", "rows", "row") else "left", overflow="fold"

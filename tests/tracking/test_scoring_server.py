@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import socket
 import sys
 import threading
 import time
@@ -12,9 +13,11 @@ from typing import Any
 
 import fastapi
 import mlflow
+import pandas as pd
 import pytest
 import torch
 from fastapi import FastAPI
+from mlflow.metrics import exact_match
 from mlflow.models import Model
 from mlflow.pyfunc import scoring_server
 from starlette.testclient import TestClient
@@ -27,6 +30,7 @@ from stages.tracking.registry import SERVED_MODEL
 from stages.tracking.scoring_server import LARGEST_BODY
 from stages.tracking.served_model import MOST_TOKENS, SIGNATURE
 from tests.frames import frame_of_texts
+from tests.tracking.fresh_store import fresh_store
 from tests.training.conftest import network
 
 ROOT = Path(__file__).parents[2]
@@ -35,8 +39,8 @@ PROMPT: dict[str, Any] = {"dataframe_records": [{"prompt": "abc"}]}
 
 
 @pytest.fixture(scope="module")
-def application(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FastAPI]:
-    """MLflow's application around a model of random weights, which it loads from a folder as `mlflow models serve` does."""
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A model of random weights in a folder, as it is logged."""
     folder = tmp_path_factory.mktemp("served")
     patch = pytest.MonkeyPatch()
     patch.setitem(sys.modules, "mlflow.pyfunc.scoring_server.app", ModuleType("app"))
@@ -60,13 +64,23 @@ def application(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FastAPI]:
         pip_requirements=[],
         signature=SIGNATURE,
     )
-    yield scoring_server.init(mlflow.pyfunc.load_model(str(folder / "served")))
+    yield folder / "served"
     patch.undo()
+
+
+@pytest.fixture(scope="module")
+def application(served: Path) -> FastAPI:
+    """MLflow's application around the model, which it loads as `mlflow models serve` does."""
+    return scoring_server.init(mlflow.pyfunc.load_model(str(served)))
 
 
 @pytest.fixture(scope="module")
 def client(application: FastAPI) -> TestClient:
     return TestClient(application, raise_server_exceptions=False)
+
+
+def refuse_network(host: str, *_: object, **__: object) -> None:
+    raise AssertionError(f"the network was asked for {host}")
 
 
 def ask(client: TestClient, **params: Any) -> Any:
@@ -96,7 +110,7 @@ DEEP = 100_000
     "", "null", "7", "[]", "{", '{"dataframe_records": NaN}', '{"dataframe_records": 7}', '{"dataframe_records": [7]}',
     '{"dataframe_records": [{"prompt": null}]}', '{"dataframe_records": [{"prompt": {"a": 1}}]}',
     '{"dataframe_records": [{"prompt": "\\ud800"}]}', '{"dataframe_split": {}}', '{"instances": [[1], [1, 2]]}',
-    '{"inputs": null}', '{"inputs": ["a"], "instances": ["a"]}', '{"messages": 7}', b'{"inputs": ["\xff"]}',
+    '{"dataframe_records": [{"text": "abc"}]}', '{"inputs": null}', '{"inputs": ["a"], "instances": ["a"]}', '{"messages": 7}', b'{"inputs": ["\xff"]}',
     '{"inputs": ["abc"], "params": 7}', '{"inputs": ["abc"], "params": {"temperature": NaN}}',
     '{"inputs": ["abc"], "params": {"top_p": NaN}}', '{"inputs": ["abc"], "params": {"max_tokens": true}}',
     '{"inputs": ["abc"], "params": {"seed": 1.5}}', '{"inputs": ["abc"], "params": {"top_k": [1]}}',
@@ -158,3 +172,29 @@ async def _request(application: FastAPI, body: bytes, gone: asyncio.Event) -> li
 
     await application(scope, receive, send)
     return answer
+
+
+def test_a_list_of_texts_is_answered_as_a_request_is(client: TestClient, served: Path) -> None:
+    texts = ["abc", "d", "efgh"]
+    body = {"dataframe_records": [{"prompt": text} for text in texts]}
+    asked = client.post("/invocations", content=json.dumps(body), headers=JSON).json()["predictions"]
+    assert len({answer["completion"] for answer in asked}) > 1
+    model = mlflow.pyfunc.load_model(str(served))
+    assert list(model.predict(texts)) == asked
+    inputs = client.post("/invocations", content=json.dumps({"inputs": texts}), headers=JSON).json()
+    assert inputs == {"predictions": asked}
+    assert list(model.predict(pd.DataFrame({"prompt": texts}))) == asked
+
+
+@pytest.mark.filterwarnings("ignore")  # of MLflow's own
+def test_mlflow_evaluates_the_model_offline(served: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(socket, "getaddrinfo", refuse_network)
+    monkeypatch.chdir(tmp_path)
+    mlflow.set_tracking_uri(fresh_store(tmp_path))
+    (right, _) = mlflow.pyfunc.load_model(str(served)).predict(["abc", "d"])
+    rows = pd.DataFrame({"prompt": ["abc", "d"], "expected": [right["completion"], "not this"]})
+    with mlflow.start_run():
+        result = mlflow.models.evaluate(
+            str(served), rows, targets="expected", predictions="completion", extra_metrics=[exact_match()]
+        )
+    assert result.metrics["exact_match/v1"] == 0.5

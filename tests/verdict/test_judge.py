@@ -46,7 +46,7 @@ def test_rows_that_changed_are_named_both_ways_the_most_certain_first(verdict: V
 
 
 def test_groups_add_up(verdict: Verdict) -> None:
-    lengths = verdict.groups["length of the row"]
+    lengths = verdict.groups["characters of the row"]
     assert sum(group.rows for group in lengths) == ROWS
     assert sum(group.rows * group.a for group in lengths) == pytest.approx(ROWS - 3)
     assert sum(group.rows * group.b for group in lengths) == pytest.approx(ROWS - 2)
@@ -76,7 +76,7 @@ def test_thousands_of_groups_take_no_time_and_only_some_are_printed() -> None:
     verdict = judge(Runs("a", [grouped]), Runs("b", [replace(one, exact=one.exact[::-1])]))
     assert time.process_time() - began < 5
     assert len(verdict.groups["customer"]) == 5_000
-    assert "and 4,990 more, which changed less" in printed(verdict, 80)
+    assert "and 4,990 more, which changed no more than these" in printed(verdict, 80)
 
 
 def test_a_row_is_named_with_its_file_where_there_are_several() -> None:
