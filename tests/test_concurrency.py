@@ -6,6 +6,8 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 from tests.project import clean_environment, clone
 
 WRITER = """
@@ -18,6 +20,43 @@ with runs.start_training_run(provenance, Path("data/dataset")) as run:
     for step in range(3000):
         run.log_metrics({"train_loss": 1.0}, step)
 """
+
+
+OPENER = """
+import sys, time
+from pathlib import Path
+from stages.tracking.store import check_store
+Path("ready").touch()
+while not Path("../go").exists():
+    time.sleep(0.01)
+check_store()
+"""
+
+
+@pytest.mark.parametrize("address", ["sqlite:///{}/shared/runs.db", "sqlite:///../shared/runs.db"])
+def test_workspaces_that_find_one_empty_database_at_once_make_its_tables_once(address: str, tmp_path: Path) -> None:
+    (tmp_path / "shared").mkdir()
+    environment = clean_environment() | {
+        "PYTHONPATH": str(Path(__file__).parents[1]),
+        "MLFLOW_TRACKING_URI": address.format(tmp_path),
+        "MLFLOW_EXPERIMENT_NAME": "shared",
+    }
+    folders = [tmp_path / name for name in "abc"]
+    for folder in folders:
+        folder.mkdir()
+    openers = [
+        subprocess.Popen([sys.executable, "-c", OPENER], cwd=folder, env=environment, stderr=subprocess.PIPE, text=True)
+        for folder in folders
+    ]
+    while not all((folder / "ready").exists() for folder in folders):
+        assert [opener.poll() for opener in openers] == [None] * 3
+        time.sleep(0.05)
+    (tmp_path / "go").touch()
+    errors = [opener.communicate()[1] for opener in openers]
+    assert [opener.returncode for opener in openers] == [0] * 3, errors
+    with sqlite3.connect(tmp_path / "shared/runs.db") as database:
+        names = database.execute("select name from experiments where name = 'shared'").fetchall()
+    assert names == [("shared",)]
 
 
 def test_four_writers_and_a_reader_share_a_new_store(tmp_path: Path) -> None:

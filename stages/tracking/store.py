@@ -46,6 +46,7 @@ EXPERIMENT_KIND = {"mlflow.experimentKind": "custom_model_development"}
 REPEAT = "`dvc repro`, which repeats this stage alone; or set runtime.tracking: optional in params.yaml"
 
 _SECONDS_TO_ANSWER = 8.0  # in all, however slowly the answer drips in
+_TABLES_LOCK = 6_105_330_185  # any number that no other program on the database has
 _LONGEST_ANSWER = 500  # characters: a proxy may answer with a whole page
 
 
@@ -118,8 +119,10 @@ def _is_of_this_workspace(error: Exception) -> bool:
 
 
 def one_at_a_time() -> FileLock:
-    """Return a lock that keeps this workspace's processes apart where MLflow breaks: two that create one SQLite store."""
-    return FileLock(project_root() / "mlflow.db.lock", is_singleton=True)  # who has it may ask again
+    """Return a lock that keeps processes apart where MLflow breaks: two that create one SQLite store, from any workspace."""
+    uri = tracking_uri()
+    database = Path((uri.startswith("sqlite") and sqlalchemy.make_url(uri).database) or "mlflow.db")
+    return FileLock(project_root() / f"{database}.lock", is_singleton=True)  # who has it may ask again
 
 
 def exists_already(error: MlflowException) -> bool:
@@ -202,10 +205,21 @@ def connect() -> MlflowClient:
     # MLflow's own answer to an absent server or database comes after minutes.
     if uri.startswith(("http://", "https://")):
         return within(_SECONDS_TO_ANSWER, lambda: _connect_to_server(uri))
-    if _is_database(uri) and not uri.startswith("sqlite"):
-        within(_SECONDS_TO_ANSWER, sqlalchemy.create_engine(uri).connect).close()
-    with one_at_a_time():
+    with one_at_a_time(), _one_at_a_time_on_server(uri):
         return MlflowClient(uri, registry_uri())
+
+
+@contextmanager
+def _one_at_a_time_on_server(uri: str) -> Iterator[None]:
+    """Ask a database server whether it is there, and keep all workspaces apart that may find it empty, and make its tables."""
+    if not _is_database(uri) or uri.startswith("sqlite"):
+        yield
+        return
+    engine = sqlalchemy.create_engine(uri, poolclass=sqlalchemy.NullPool)
+    with within(_SECONDS_TO_ANSWER, engine.connect) as connection:
+        if engine.dialect.name == "postgresql":  # which ends the lock with the connection
+            connection.execute(sqlalchemy.text(f"select pg_advisory_lock({_TABLES_LOCK})"))
+        yield
 
 
 def within(seconds: float, call: Callable[[], Answer]) -> Answer:
