@@ -8,6 +8,7 @@ import logging
 import os
 import re
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -90,7 +91,7 @@ def read_prompts(data: DataParams, split: SplitParams, group_column: str | None 
     for source in find_sources(data, split):
         LOG.info("reading %s", source.path)
         of_file = 0
-        for read in _read_file(source, data, group_column):
+        for read in _ahead(_read_file(source, data, group_column)):
             frame = _frame(source, read)
             of_file += len(frame)
             training_rows += int(np.count_nonzero(split_codes(frame) == SPLITS.index("train")))
@@ -106,6 +107,15 @@ def read_prompts(data: DataParams, split: SplitParams, group_column: str | None 
             else f"column {split.column!r} (split.column) says train for none of them"
         )
         raise UserError(f"{data.csv}: no row to train on, of {rows:,}: {cause}")
+
+
+def _ahead(made: Iterator[Rows]) -> Iterator[Rows]:
+    """Yield what is made, the next one of which a second thread makes meanwhile: Arrow and numpy let both run."""
+    with ThreadPoolExecutor(1) as thread:
+        following = thread.submit(next, made, None)
+        while (now := following.result()) is not None:
+            following = thread.submit(next, made, None)
+            yield now
 
 
 def _read_file(source: Source, data: DataParams, group_column: str | None) -> Iterator[Rows]:
