@@ -1,8 +1,9 @@
-"""Encode every row of the CSV with data/vocabulary.json, into data/dataset/.
+"""Encode every row of the table with data/vocabulary.json, into data/dataset/, and say in metrics/data.json what came in.
 
-Reads the sections data, split and dataset of params.yaml.
+Reads the sections data, split and dataset of params.yaml, and model.context_length.
 """
 
+import sys
 from contextlib import ExitStack
 
 from stages.artifacts.dataset import (
@@ -13,17 +14,23 @@ from stages.artifacts.dataset import (
     start_writing,
     write_metadata,
 )
-from stages.artifacts.prompts_table import DataParams, read_prompts
-from stages.artifacts.token_shards import open_shard_writer, shard_path
+from stages.artifacts.key_spool import KeySpool, open_key_spool
+from stages.artifacts.metrics_json import DATA_METRICS, write_json
+from stages.artifacts.prompts_table import DataParams, find_sources, read_prompts
+from stages.artifacts.table_csv import ROW_LENGTHS, write_table
+from stages.artifacts.token_shards import TokenShardWriter, open_shard_writer, shard_path
 from stages.artifacts.vocabulary_json import read_vocabulary
 from stages.command_line import command_parser, run_stage, with_progress
-from stages.core.frames import UnusableTextError, place, rows_of
+from stages.core.data_figures import RowCounts, copy_keys, count_copies, count_rows, data_figures, fitting_rows
+from stages.core.frames import Frame, UnusableTextError, place, rows_of
 from stages.core.rows import Scored, count_scored, encode_rows
 from stages.core.split import SPLITS, SplitParams
-from stages.core.windows import DatasetParams
+from stages.core.vocabulary import Vocabulary
+from stages.core.windows import ContextParams, DatasetParams
 from stages.errors import UserError
 from stages.inputs import unchanged_inputs
 from stages.parameters import read_section
+from stages.report.data_notes import data_notes, refuse_meaningless
 
 
 @unchanged_inputs("build_dataset")
@@ -33,48 +40,84 @@ def main() -> None:
     data = read_section("data", DataParams)
     split_parameters = read_section("split", SplitParams)
     parameters = read_section("dataset", DatasetParams)
+    context_length = read_section("model", ContextParams).context_length
     vocabulary = read_vocabulary()
+    sources = find_sources(data, split_parameters)
+    near_copies = split_parameters.holds_out or len({source.split for source in sources}) > 1
 
-    scored = dict.fromkeys(SPLITS, Scored(0, 0))
     make_folder()
     with ExitStack() as stack:
-        writers = {
-            split: stack.enter_context(open_shard_writer(shard_path(DATASET_FOLDER, split), vocabulary.size))
+        parts = {
+            split: SplitPart(
+                stack.enter_context(open_shard_writer(shard_path(DATASET_FOLDER, split), vocabulary.size)),
+                stack.enter_context(open_key_spool(DATASET_FOLDER)),
+            )
             for split in SPLITS
         }
         for frame in with_progress(read_prompts(data, split_parameters), "build_dataset", quiet=quiet):
-            for split, writer in writers.items():
-                part = rows_of(frame, split)
-                if len(part) == 0:
-                    continue
-                try:
-                    rows = encode_rows(vocabulary, part)
-                except UnusableTextError as error:
-                    raise UserError(f"{place(part, error.row, error.column)}: {error}") from None
-                scored[split] += count_scored(vocabulary, part, rows, parameters, begins_split=writer.rows == 0)
-                writer.append(rows.token_ids, rows.row_lengths, rows.prompt_lengths)
+            for split, part in parts.items():
+                part.add(rows_of(frame, split), vocabulary, parameters, near_copies=near_copies)
+        counts = {split: part.counts for split, part in parts.items()}
+        copies = count_copies({split: part.keys for split, part in parts.items()})
+        with_completions = data.completion_column is not None
+        figures = data_figures(counts, copies, context_length, vocabulary, with_completions=with_completions)
+        refuse_meaningless(figures, sources)
         start_writing()
+    write_json(DATA_METRICS, figures)
+    write_table(ROW_LENGTHS, ["split", "context_length", "share_of_rows"], fitting_rows(counts))
     metadata = DatasetMetadata(
         vocabulary_size=vocabulary.size,
         eos_id=vocabulary.eos_id,
         parameters=parameters,
-        splits={
-            split: SplitMetadata(
-                rows=writer.rows,
-                tokens=writer.tokens,
-                scored_tokens=scored[split].tokens,
-                scored_bytes=scored[split].bytes,
-                sha256=writer.sha256,
-            )
-            for split, writer in writers.items()
-        },
+        splits={split: part.metadata() for split, part in parts.items()},
     )
     write_metadata(metadata)
     if not quiet:
-        counts = ", ".join(
+        described = ", ".join(
             f"{split} {part.rows:,} rows ({part.tokens:,} tokens)" for split, part in metadata.splits.items()
         )
-        print(f"dataset: {counts} -> {DATASET_FOLDER}/")
+        print(f"dataset: {described} -> {DATASET_FOLDER}/")
+        for note in data_notes(figures, split_parameters, parameters, sources):
+            print(note, file=sys.stderr)
+
+
+class SplitPart:
+    """What is made of the rows of one split, frame by frame."""
+
+    def __init__(self, writer: TokenShardWriter, keys: KeySpool) -> None:
+        """Take where its tokens and its keys go."""
+        self._writer = writer
+        self._scored = Scored(0, 0)
+        self.keys = keys
+        self.counts = RowCounts()
+
+    def add(self, frame: Frame, vocabulary: Vocabulary, parameters: DatasetParams, *, near_copies: bool) -> None:
+        """Encode and count rows.
+
+        Raises:
+            UserError: the vocabulary cannot encode a text.
+        """
+        if len(frame) == 0:
+            return
+        try:
+            rows = encode_rows(vocabulary, frame)
+        except UnusableTextError as error:
+            raise UserError(f"{place(frame, error.row, error.column)}: {error}") from None
+        begins_split = self._writer.rows == 0
+        self._scored += count_scored(vocabulary, frame, rows, parameters, begins_split=begins_split)
+        self._writer.append(rows.token_ids, rows.row_lengths, rows.prompt_lengths)
+        self.counts += count_rows(vocabulary, frame, rows)
+        self.keys.append(copy_keys(frame, near_copies=near_copies))
+
+    def metadata(self) -> SplitMetadata:
+        """Return what metadata.json says of the split; its file is written."""
+        return SplitMetadata(
+            rows=self._writer.rows,
+            tokens=self._writer.tokens,
+            scored_tokens=self._scored.tokens,
+            scored_bytes=self._scored.bytes,
+            sha256=self._writer.sha256,
+        )
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from stages.core.transformer import ModelParams, Transformer, TransformerConfig
 from stages.errors import UserError
 from stages.inputs import StageInputs, unchanged_inputs
 from stages.parameters import read_section
+from stages.tracking.data_figures import log_data_figures
 from stages.tracking.runs import TrainingRun, UnrecordedRun, start_training_run
 from stages.tracking.system_metrics import record_system_metrics
 from stages.training.advice import print_advice
@@ -67,9 +68,10 @@ def train(inputs: StageInputs, *, restart: bool, quiet: bool) -> None:
             checkpoints.restart()
         with start_run(provenance, checkpoints, runtime) as run:
             inputs.check()  # what was read is what the provenance says
+            log_data_figures(run)
             if is_first_device() and not quiet:
                 print(f"MLflow run: {command_line.visible(str(run.name))}", flush=True)
-                print_advice(network, training, metadata.parameters.packing, parameters, runtime)
+                print_advice(network, training, parameters, runtime)
             with record_system_metrics(run.log_sample, wanted=runtime.system_metrics and is_first_device()):
                 trained = fit(
                     network, training, validation, parameters, runtime, run.log_metrics, checkpoints, quiet=quiet

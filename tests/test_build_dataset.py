@@ -1,3 +1,4 @@
+import json
 import os
 import subprocess
 import sys
@@ -13,10 +14,11 @@ from stages.core.split import SPLITS
 
 REPOSITORY = Path(__file__).parents[1]
 PARAMETERS = """
-data: {csv: data/prompts.csv, prompt_column: prompt, completion_column: completion, delimiter: null}
+data: {csv: data/prompts.csv, files: null, prompt_column: prompt, completion_column: completion, delimiter: null}
 split: {validation: 0.0, test: 0.0, seed: 0, column: null}
 vocabulary: {tokenizer: word, size: 300, unknown_token: false}
 dataset: {packing: rows, loss_on: all, stride: null}
+model: {context_length: 6}
 """
 
 
@@ -109,3 +111,44 @@ def test_a_missing_vocabulary_is_named(project: Path) -> None:
     done = run(project, "build_dataset")
     assert done.returncode == 1
     assert done.stderr.startswith("error: data/vocabulary.json: not found; build it with: dvc repro build_vocabulary")
+
+
+def test_what_came_in_is_written_and_said(project: Path) -> None:
+    rows = "".join(f"what is {n} of all the long things,Great\n" for n in "abcdef")
+    (project / "data/mine").mkdir()
+    (project / "data/mine/train.csv").write_text("prompt,completion\n" + rows)
+    (project / "data/mine/test.csv").write_text(
+        "prompt,completion\nWHAT is  a of all the long things,great\nwhat is f,Great\n"
+    )
+    parameters = PARAMETERS.replace("data/prompts.csv", "data/mine").replace(
+        "unknown_token: false", "unknown_token: true"
+    )
+    (project / "params.yaml").write_text(parameters.replace("validation: 0.0", "validation: 0.3"))
+    done = build(project)
+    assert done.returncode == 0, done.stderr
+    figures = json.loads((project / "metrics/data.json").read_text())
+    train, drawn = (figures[split]["rows"] for split in ("train", "validation"))
+    assert train + drawn == 6
+    assert figures["files"] == {"test.csv": {"test": 2}, "train.csv": {"train": train, "validation": drawn}}
+    assert figures["test"]["near_copies_of_train"] == 1
+    said = done.stderr.splitlines()
+    assert said[0].startswith(f"split.validation: 0.3 takes {drawn} of the 6 rows of the training files, although")
+    assert said[1].startswith("7 of 8 rows are longer than model.context_length 6: their completions lose the prompt")
+    assert "1 of 2 test rows are training rows too" in done.stderr
+    assert "test tokens are <UNK>" in done.stderr
+    lengths = (project / "metrics/plots/row_lengths.csv").read_text().splitlines()
+    assert lengths[0] == "split,context_length,share_of_rows"
+    assert {line.split(",")[0] for line in lengths[1:]} == {"train", "validation", "test"}
+
+
+def test_a_test_file_of_training_rows_is_refused_and_the_dataset_stays_as_it_was(project: Path) -> None:
+    assert build(project).returncode == 0
+    before = {path: path.read_bytes() for path in (project / "data/dataset").iterdir()}
+    (project / "data/mine").mkdir()
+    for name in ("train", "test"):
+        (project / f"data/mine/{name}.csv").write_bytes((project / "data/prompts.csv").read_bytes())
+    (project / "params.yaml").write_text(PARAMETERS.replace("data/prompts.csv", "data/mine"))
+    done = run(project, "build_dataset")
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: data/mine/test.csv: all 2 test rows are training rows too")
+    assert {path: path.read_bytes() for path in (project / "data/dataset").iterdir()} == before

@@ -8,7 +8,7 @@ import pytest
 
 REPOSITORY = Path(__file__).parents[1]
 PARAMETERS = """
-data: {csv: data/prompts.csv, prompt_column: prompt, completion_column: completion, delimiter: null}
+data: {csv: data/prompts.csv, files: null, prompt_column: prompt, completion_column: completion, delimiter: null}
 split: {validation: 0.0, test: 0.0, seed: 0, column: null}
 vocabulary: {tokenizer: word, size: 300, unknown_token: false}
 dataset: {packing: rows, loss_on: all, stride: null}

@@ -70,6 +70,7 @@ MORE_PARAMETERS = [
     ("unknown_token: false", "unknown_token: true", ALL[:1]),
     ("d_model: 2", "d_model: 4", ["train"]),
     ("learning_rate: 0.1", "learning_rate: 0.05", ["train"]),
+    ("context_length: 6", "context_length: 7", ["build_dataset", "train"]),  # which counts the rows that do not fit
     ("samples: 20", "samples: 1", ["evaluate"]),
     ("register_as: null", "register_as: answers", ["evaluate"]),
     ("group_column: null", "group_column: completion", ["evaluate"]),

@@ -10,6 +10,8 @@ from stages.artifacts.atomic import atomic_file
 from stages.artifacts.regular_file import check_file
 from stages.errors import UserError
 
+DATA_METRICS = Path("metrics/data.json")
+
 LOG = logging.getLogger(__name__)
 
 

@@ -4,12 +4,13 @@ Arrow reads; where it refuses a block, or takes more than it should, the block i
 is named (table_text). Every cell is text as it is written: ``NA``, ``null`` and ``007`` are words.
 """
 
-import glob
 import logging
 import os
 import re
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, Self
 
@@ -17,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pydantic
 
-from stages.artifacts.table_columns import Rows
+from stages.artifacts.table_columns import Rows, setting
 from stages.artifacts.table_parquet import read_parquet
 from stages.artifacts.table_text import read_text
 from stages.core.frames import drawn_splits, split_codes
@@ -34,13 +35,16 @@ _SPLIT_OF_NAME |= dict.fromkeys(("validation", "valid", "val", "dev"), "validati
 _PART = r"[-_.]?\d+(?:-of-\d+)?"
 _NAMED = re.compile(rf"(?:^|[^a-z0-9])({'|'.join(_SPLIT_OF_NAME)})(?:{_PART})?$", re.IGNORECASE)
 _NUMBERED = re.compile(rf"{_PART}$")
+_NAMED_TABLES = 20  # in a message
 
 
 class DataParams(ParamsModel):
     """Where the text is."""
 
     csv: str = pydantic.Field(min_length=1)
-    """A table, a folder of tables, or a pattern such as data/parts/*.parquet."""
+    """A table, or a folder of tables."""
+    files: str | None = pydantic.Field(min_length=1)
+    """In a folder: a pattern of the names to read, such as part-*.parquet; null: all tables."""
     prompt_column: str
     """The column that holds the prompts; a.b is the field b of the column a."""
     completion_column: str | None
@@ -64,11 +68,12 @@ class DataParams(ParamsModel):
 
 
 @dataclass(frozen=True)
-class _Source:
+class Source:
     """One file, and what decides the split of its rows."""
 
     path: Path
     split: Split | SplitParams
+    """The split that its name says, or how to find that of each row."""
 
 
 def read_prompts(data: DataParams, split: SplitParams, group_column: str | None = None) -> Iterator[pa.Table]:
@@ -83,10 +88,10 @@ def read_prompts(data: DataParams, split: SplitParams, group_column: str | None 
             left to train on.
     """
     rows, training_rows = 0, 0
-    for source in _sources(data, split):
+    for source in find_sources(data, split):
         LOG.info("reading %s", source.path)
         of_file = 0
-        for read in _read_file(source, data, group_column):
+        for read in _ahead(_read_file(source, data, group_column)):
             frame = _frame(source, read)
             of_file += len(frame)
             training_rows += int(np.count_nonzero(split_codes(frame) == SPLITS.index("train")))
@@ -104,7 +109,16 @@ def read_prompts(data: DataParams, split: SplitParams, group_column: str | None 
         raise UserError(f"{data.csv}: no row to train on, of {rows:,}: {cause}")
 
 
-def _read_file(source: _Source, data: DataParams, group_column: str | None) -> Iterator[Rows]:
+def _ahead(made: Iterator[Rows]) -> Iterator[Rows]:
+    """Yield what is made, the next one of which a second thread makes meanwhile: Arrow and numpy let both run."""
+    with ThreadPoolExecutor(1) as thread:
+        following = thread.submit(next, made, None)
+        while (now := following.result()) is not None:
+            following = thread.submit(next, made, None)
+            yield now
+
+
+def _read_file(source: Source, data: DataParams, group_column: str | None) -> Iterator[Rows]:
     split_column = source.split.column if isinstance(source.split, SplitParams) else None
     wanted = {
         "prompt": data.prompt_column,
@@ -118,7 +132,7 @@ def _read_file(source: _Source, data: DataParams, group_column: str | None) -> I
     return read_text(source.path, names, data.delimiter)
 
 
-def _frame(source: _Source, read: Rows) -> pa.Table:
+def _frame(source: Source, read: Rows) -> pa.Table:
     """Add where some rows stand and which split they belong to."""
     count = len(read.columns["prompt"])
     if not isinstance(source.split, SplitParams):
@@ -137,32 +151,32 @@ def _frame(source: _Source, read: Rows) -> pa.Table:
     return pa.table(columns | {"group": read.columns["group"]} if "group" in read.columns else columns)
 
 
-def _sources(data: DataParams, split: SplitParams) -> list[_Source]:
+def find_sources(data: DataParams, split: SplitParams) -> list[Source]:
     """Return the files in the order in which they are read: by split, then by name, with numbers by their value."""
     files = sorted(
-        find_tables(data.csv),
+        find_tables(data.csv, data.files),
         key=lambda file: [(part.isdigit() and int(part), part) for part in re.split(r"(\d+)", str(file))],
     )
     stems = [_ENDING.sub("", file.name) for file in files]
     named = [_SPLIT_OF_NAME[said[1].lower()] if (said := _NAMED.search(stem)) else None for stem in stems]
     parts = all(map(_NUMBERED.search, stems)) and len({_NUMBERED.sub("", stem) for stem in stems}) == 1
-    if files == [Path(data.csv)] or (not any(named) and (parts or not Path(data.csv).is_dir())):
-        return [_Source(file, split) for file in files]
+    if files == [Path(data.csv)] or (not any(named) and (parts or data.files is not None)):
+        return [Source(file, split) for file in files]
     if None in named:
         raise UserError(
             f"{files[named.index(None)]}: the name does not say which split this is; in a folder, names end with train, "
             "validation (or valid, val, dev) or test, such as train.csv or my_test-01.csv, or all are numbered parts of "
-            "one table, such as part-01.csv; rename it, or give one file as data.csv"
+            "one table, such as part-01.csv; rename it, give one file as data.csv, or choose by data.files"
         )
     if "train" not in named:
         raise UserError(f"{data.csv}: no training file; one must be called train.csv, or end so, such as my_train.csv")
     by_rows = split.model_copy(update={name: 0.0 for name in ("validation", "test") if name in named})
     says = {name: split if split.column is not None else by_rows if name == "train" else name for name in SPLITS}
-    return [_Source(file, says[name]) for name in SPLITS for file, of in zip(files, named, strict=True) if of == name]
+    return [Source(file, says[name]) for name in SPLITS for file, of in zip(files, named, strict=True) if of == name]
 
 
-def find_tables(data_csv: str) -> list[Path]:
-    """Return the tables that ``data.csv`` names.
+def find_tables(data_csv: str, pattern: str | None = None) -> list[Path]:
+    """Return the tables that ``data.csv`` and ``data.files`` name.
 
     Raises:
         UserError: there is none, it is outside of the project, or it is no regular file.
@@ -173,25 +187,43 @@ def find_tables(data_csv: str) -> list[Path]:
     roots = [
         Path.cwd(),
         Path(os.environ.get("DVC_ROOT", ".")),
-    ]  # `dvc exp run --temp` works in a copy, with links into the project
+    ]  # `dvc exp run --temp` works in a copy, with links out of it
     if not path.is_absolute() and not any(path.resolve().is_relative_to(root.resolve()) for root in roots):
         raise UserError(
             f"data.csv: {data_csv} lies outside of the project ({path.resolve()}), where DVC cannot follow it; "
             "copy it to data/, or give the absolute path"
         )
-    if path.is_dir():
-        files = [file for file in path.iterdir() if _ENDING.search(file.name) and not file.name.startswith(".")]
-        if not files:
-            raise UserError(f"{path}: no table in this folder; their names end with {_FORMATS}")
-    else:
-        files = [path] if path.exists() else [Path(found) for found in glob.glob(data_csv)]  # noqa: PTH207 - takes absolute patterns too
-    if not files:
-        beside = sorted(str(file) for file in path.parent.glob("*") if _ENDING.search(file.name))
-        there = f"; tables there: {', '.join(beside)}" if beside else ""
-        raise UserError(f"{path}: not found{there}; set data.csv, e.g. with -S data.csv=data/my_prompts.csv")
+    files = _tables_in(path, pattern) if path.is_dir() else [path]
     for file in files:
+        if not file.exists():
+            raise UserError(f"{path}: not found{_instead_of(path)}")
         if not file.is_file():
             raise UserError(
                 f"{file}: not a file (a pipe, a device or a folder), and it is read twice; save it to a file, such as data/prompts.csv"
             )
+    if pattern is not None and files == [path]:
+        raise UserError(
+            f"data.files: found {pattern!r}, but data.csv ({path}) is one file, no folder; set data.files: null"
+        )
     return files
+
+
+def _tables_in(folder: Path, pattern: str | None) -> list[Path]:
+    tables = [file for file in folder.iterdir() if _ENDING.search(file.name) and not file.name.startswith(".")]
+    if not tables:
+        raise UserError(f"{folder}: no table in this folder; their names end with {_FORMATS}")
+    chosen = [file for file in tables if fnmatch(file.name, pattern or "*")]
+    if not chosen:
+        names = ", ".join(sorted(file.name for file in tables)[:_NAMED_TABLES])
+        raise UserError(f"{folder}: no table here has a name like {pattern!r} (data.files); found: {names}")
+    return chosen
+
+
+def _instead_of(path: Path) -> str:
+    """Return what to do about a path that is not there."""
+    if set("*?[") & set(path.name) and path.parent.is_dir():
+        folder, names = setting("data.csv", str(path.parent)), setting("data.files", path.name)
+        return f"; DVC takes no patterns: name the folder, and the files in it: -S {folder} -S {names}"
+    beside = sorted(str(file) for file in path.parent.glob("*") if _ENDING.search(file.name))
+    there = f"; tables there: {', '.join(beside[:_NAMED_TABLES])}" if beside else ""
+    return f"{there}; set data.csv, e.g. with -S data.csv=data/my_prompts.csv"

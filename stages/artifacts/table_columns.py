@@ -22,7 +22,7 @@ KEYS = {
 }
 _SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "vertical bars", ",": "commas"}
 
-_NUL, _CARRIAGE_RETURN = re.compile(rb"\0"), re.compile(rb"\r")
+_CARRIAGE_RETURN = re.compile(rb"\r")
 
 Columns = dict[str, pa.StringArray]
 """The text of some rows: prompt, completion, and split and group where a column says them."""
@@ -86,7 +86,12 @@ def is_sound(columns: Columns) -> bool:
     """Return whether ``checked_row`` would take every row, without a step of Python's for each."""
     empty = (text_sizes(columns["prompt"]) == 0) & (text_sizes(columns["completion"]) == 0)
     splits = set(columns["split"].unique().to_pylist()) if "split" in columns else set()
-    return not (empty.any() or splits - set(SPLITS) or any(_NUL.search(text_data(text)) for text in columns.values()))
+    return not (empty.any() or splits - set(SPLITS) or not all(map(_has_no_nul, columns.values())))
+
+
+def _has_no_nul(texts: pa.StringArray) -> bool:
+    data = np.frombuffer(text_data(texts), np.uint8)
+    return int(np.count_nonzero(data)) == len(data)
 
 
 def checked_row(cells: dict[str, str], wanted: Wanted) -> dict[str, str]:

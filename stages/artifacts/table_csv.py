@@ -9,6 +9,7 @@ from pathlib import Path
 from stages.artifacts.atomic import atomic_file
 
 TRAIN_CURVE = Path("metrics/plots/train_loss.csv")
+ROW_LENGTHS = Path("metrics/plots/row_lengths.csv")
 VALIDATION_CURVE = Path("metrics/plots/validation_loss.csv")
 
 _ENDS_SCRIPT = re.compile(r"<(?=/?script|!--)", re.IGNORECASE)

@@ -21,6 +21,9 @@ Frame = Any
 """``pandas.DataFrame`` or ``pyarrow.Table``; importing pandas here would double the time in which a stage starts."""
 
 
+_FIRST_OF_CHARACTER = -0x40  # as a signed byte: 0x80 to 0xBF continue a character
+
+
 class UnusableTextError(UserError):
     """A text that a vocabulary cannot be built from, or that it cannot encode."""
 
@@ -80,6 +83,19 @@ def joined_texts(frame: Frame, end: str) -> memoryview:
     if absent.any():
         completions = compute.if_else(pa.array(~absent), completions, None)
     return text_data(compute.binary_join_element_wise(prompts, completions, "", end, null_handling="skip"))
+
+
+def text_characters(texts: pa.StringArray) -> int:
+    """Return the code points of all texts: every byte that does not continue one."""
+    return int(np.count_nonzero(np.frombuffer(text_data(texts), np.int8) >= _FIRST_OF_CHARACTER))
+
+
+def file_rows(frame: Frame) -> dict[str, int]:
+    """Return how many rows come from each file."""
+    column = _array(frame, "file")
+    encoded = column if pa.types.is_dictionary(column.type) else column.dictionary_encode()
+    counts = np.bincount(encoded.indices.to_numpy(), minlength=len(encoded.dictionary)).tolist()
+    return {file: rows for file, rows in zip(encoded.dictionary.to_pylist(), counts, strict=True) if rows}
 
 
 def split_codes(frame: Frame) -> npt.NDArray[np.int8]:

@@ -28,6 +28,11 @@ class SplitParams(ParamsModel):
     column: str | None
     """The column that says train, validation or test for each row; the fractions then do not apply. null: no column."""
 
+    @property
+    def holds_out(self) -> bool:
+        """Return whether rows may be held out."""
+        return self.column is not None or self.validation + self.test > 0
+
     @pydantic.model_validator(mode="after")
     def _leave_rows_to_train_on(self) -> Self:
         if self.validation + self.test >= 1:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from stages.core.kernels import Dropout, attend, to_attention_dtype
-from stages.core.params_model import ParamsModel
+from stages.core.windows import ContextParams
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -33,15 +33,13 @@ if TYPE_CHECKING:
 # ---------------------------------------------------------------------------------------------------- configuration
 
 
-class ModelParams(ParamsModel):
+class ModelParams(ContextParams, extra="forbid"):
     """The section ``model`` of params.yaml: the network's shape, without the vocabulary.
 
     Raises:
         pydantic.ValidationError: a value is out of range, or two values contradict each other.
     """
 
-    context_length: int = pydantic.Field(ge=2, le=2**20)
-    """The most tokens the model reads at once."""
     d_model: int = pydantic.Field(ge=1, le=2**16)
     """Numbers that stand for one token between the layers."""
     n_layers: int = pydantic.Field(ge=1, le=1024)

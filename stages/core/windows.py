@@ -24,6 +24,13 @@ Integers = npt.NDArray[np.integer[Any]]
 Int64s = npt.NDArray[np.int64]
 
 
+class ContextParams(ParamsModel, extra="ignore"):
+    """What the preparation of the data reads of the section ``model`` of params.yaml."""
+
+    context_length: int = pydantic.Field(ge=2, le=2**20)
+    """The most tokens the model reads at once."""
+
+
 class DatasetParams(ParamsModel):
     """How token_ids become windows, and which targets carry loss."""
 

@@ -1,14 +1,15 @@
-"""Where params.yaml does not fit its data, said in a line before the first step."""
+"""Where params.yaml does not fit its data, said in a line before the first step.
+
+What the data alone tell, such as rows longer than the context, build_dataset says (stages/report/data_notes.py).
+"""
 
 import sys
 import time
 
-import numpy as np
 import torch
 
 from stages.core.examples import Examples
 from stages.core.transformer import Transformer
-from stages.core.windows import Integers
 from stages.training.optimization import TrainParams
 from stages.training.runtime import RuntimeParams
 
@@ -23,17 +24,14 @@ _FLOPS_WORTH_MEASURING = 1e13  # no machine takes an hour for less
 _SIDE = 1024  # of that product
 
 
-def print_advice(
-    network: Transformer, training: Examples, packing: str, parameters: TrainParams, runtime: RuntimeParams
-) -> None:
-    """Return in one line what of params.yaml does not fit; nothing where all does."""
+def print_advice(network: Transformer, training: Examples, parameters: TrainParams, runtime: RuntimeParams) -> None:
+    """Print in one line what of params.yaml does not fit; nothing where all does."""
     steps = parameters.total_steps(training.examples_per_epoch())
     flops = step_flops(network, training, parameters.batch_size)
     speed = measured_flops(runtime) if steps * flops > _FLOPS_WORTH_MEASURING else None
     found = misfits(
         d_model=network.config.d_model,
-        context_length=network.config.context_length if packing == "rows" else None,
-        row_lengths=np.diff(training.spans.row_offsets),
+        rows=len(training.spans.completion_starts),
         seconds=steps * (_SECONDS_A_STEP + (flops / speed / _SHARE_OF_PEAK if speed else 0.0)),
     )
     if found:
@@ -41,21 +39,17 @@ def print_advice(
         print(f"params.yaml: {'; '.join(found)}. {fit}", file=sys.stderr, flush=True)
 
 
-def misfits(*, d_model: int, context_length: int | None, row_lengths: Integers, seconds: float) -> list[str]:
+def misfits(*, d_model: int, rows: int, seconds: float) -> list[str]:
     """Return in words what does not fit.
 
     Args:
         d_model: the model's width.
-        context_length: the most tokens of a window; None where the rows are one stream.
-        row_lengths: int [R], the tokens of each training row.
+        rows: those to train on.
         seconds: what the training will take.
     """
     found = []
-    median = int(np.median(row_lengths))
-    if context_length is not None and median - 1 > context_length:
-        found.append(f"model.context_length {context_length} cuts most rows (half have {median} tokens or more)")
-    if d_model <= TOY_WIDTH and len(row_lengths) >= MANY_ROWS:
-        found.append(f"model.d_model {d_model} is the toy's, for {len(row_lengths):,} rows")
+    if d_model <= TOY_WIDTH and rows >= MANY_ROWS:
+        found.append(f"model.d_model {d_model} is the toy's, for {rows:,} rows")
     if seconds > LONG_SECONDS:
         found.append(f"this training takes about {seconds / 3600:,.0f} h on this machine")
     return found

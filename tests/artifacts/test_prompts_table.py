@@ -1,3 +1,4 @@
+import shlex
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -34,9 +35,15 @@ def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def data(
-    path: Path | str, prompt: str = "prompt", completion: str | None = "completion", delimiter: str | None = None
+    path: Path | str,
+    prompt: str = "prompt",
+    completion: str | None = "completion",
+    delimiter: str | None = None,
+    files: str | None = None,
 ) -> DataParams:
-    return DataParams(csv=str(path), prompt_column=prompt, completion_column=completion, delimiter=delimiter)
+    return DataParams(
+        csv=str(path), prompt_column=prompt, completion_column=completion, delimiter=delimiter, files=files
+    )
 
 
 def rows(frames: Iterator[pa.Table]) -> list[tuple[str, str]]:
@@ -253,6 +260,34 @@ def test_a_folder_whose_names_do_not_say_the_splits_is_refused() -> None:
     write_folder(train=["a"], latest=["a"])
     with pytest.raises(UserError, match=r"latest.csv: the name does not say which split"):
         rows(read_prompts(data("."), NOTHING_HELD_OUT))
+
+
+def test_a_pattern_chooses_files_of_a_folder() -> None:
+    write_folder(b=["b"], a10=["a10"], a9=["a9"], c=["c"])
+    chosen = data(".", files="[ab]*.csv")
+    read = [row["prompt"] for frame in read_prompts(chosen, NOTHING_HELD_OUT) for row in frame.to_pylist()]
+    assert read == ["a9", "a10", "b"]
+    with pytest.raises(
+        UserError, match=r"no table here has a name like '\*\.parquet' \(data.files\); found: a10.csv, a9.csv"
+    ):
+        rows(read_prompts(data(".", files="*.parquet"), NOTHING_HELD_OUT))
+    with pytest.raises(UserError, match=r"^data.files: found '\*', but data.csv \(b.csv\) is one file"):
+        rows(read_prompts(data("b.csv", files="*"), NOTHING_HELD_OUT))
+
+
+@pytest.mark.parametrize("pattern", ["parts/*.csv", "parts/a?.csv", "parts/[ab].csv"])
+def test_a_pattern_as_data_csv_says_what_to_type(pattern: str) -> None:
+    Path("parts").mkdir()
+    Path("parts/a1.csv").write_text("prompt,completion\na,b\n")
+    name = pattern.removeprefix("parts/")
+    with pytest.raises(UserError) as refused:
+        rows(read_prompts(data(pattern), NOTHING_HELD_OUT))
+    assert str(refused.value).startswith(
+        f"{pattern}: not found; DVC takes no patterns: name the folder, and the files in it: "
+    )
+    typed = shlex.split(str(refused.value).partition("in it: ")[2])
+    assert typed == ["-S", "data.csv=parts", "-S", f"data.files='{name}'"]
+    assert rows(read_prompts(data("parts", files=name.replace("[ab]", "a1")), NOTHING_HELD_OUT)) == [("a", "b")]
 
 
 def test_a_column_says_the_splits() -> None:

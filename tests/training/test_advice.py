@@ -1,25 +1,19 @@
 """A params.yaml that does not fit its data is named in a line before the first step; one that fits in none."""
 
-import numpy as np
 import pytest
 import torch
 
 from stages.training.advice import misfits, print_advice
 from tests.training.conftest import examples, network, runtime_parameters, train_parameters
 
-SHORT, LONG = np.full(2000, 5), np.full(2000, 30)
-
 
 def test_what_fits_is_not_mentioned() -> None:
-    assert misfits(d_model=64, context_length=29, row_lengths=LONG, seconds=3600) == []
-    assert misfits(d_model=2, context_length=6, row_lengths=np.array([5, 5]), seconds=1) == []
-    assert misfits(d_model=64, context_length=None, row_lengths=LONG, seconds=1) == []
+    assert misfits(d_model=64, rows=2000, seconds=3600) == []
+    assert misfits(d_model=2, rows=2, seconds=1) == []
 
 
 def test_each_misfit_has_its_figures() -> None:
-    found = misfits(d_model=2, context_length=28, row_lengths=LONG, seconds=3 * 3600)
-    assert found == [
-        "model.context_length 28 cuts most rows (half have 30 tokens or more)",
+    assert misfits(d_model=2, rows=2000, seconds=3 * 3600) == [
         "model.d_model 2 is the toy's, for 2,000 rows",
         "this training takes about 3 h on this machine",
     ]
@@ -27,7 +21,7 @@ def test_each_misfit_has_its_figures() -> None:
 
 def test_one_line_for_the_toy_on_thousands_of_rows(capsys: pytest.CaptureFixture[str]) -> None:
     toy = network(d_model=2, n_heads=1, positions="sinusoidal")
-    print_advice(toy, examples(1200), "rows", train_parameters(max_steps=4_000_000), runtime_parameters())
+    print_advice(toy, examples(1200), train_parameters(max_steps=4_000_000), runtime_parameters())
     said = capsys.readouterr().err
     assert said.count("\n") == 1
     assert "d_model 2 is the toy's, for 1,200 rows; this training takes about 1 h" in said
@@ -37,9 +31,9 @@ def test_one_line_for_the_toy_on_thousands_of_rows(capsys: pytest.CaptureFixture
 def test_a_large_training_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
     threads = torch.get_num_threads()
     parameters = train_parameters(max_steps=10**12)
-    print_advice(network(), examples(), "rows", parameters, runtime_parameters())
+    print_advice(network(), examples(), parameters, runtime_parameters())
     hours = float(capsys.readouterr().err.split("about ")[1].split(" h")[0].replace(",", ""))
     assert hours > 10**12 * 0.001 / 3600
     assert torch.get_num_threads() == threads
-    print_advice(network(), examples(), "rows", train_parameters(), runtime_parameters())
+    print_advice(network(), examples(), train_parameters(), runtime_parameters())
     assert capsys.readouterr().err == ""

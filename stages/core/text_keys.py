@@ -1,0 +1,59 @@
+"""Texts as 64-bit keys, by which copies are counted without keeping any text: equal texts have equal keys.
+
+That two different ones of 100 million texts share a key has a chance of 1 in 3,000.
+
+Shapes: R rows.
+"""
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from stages.core.frames import Frame, text_column, text_data, text_offsets, text_sizes
+
+Keys = npt.NDArray[np.int64]
+
+_ASCII_SPACES_TO_SPACE = bytes(ord(" ") if byte in b"\t\n\v\f\r\x1c\x1d\x1e\x1f" else byte for byte in range(256))
+_SPACES = r"[ \x{85}\p{Z}]+"
+_OTHER_SPACES = (b"\xc2\x85", b"\xc2\xa0", b"\xe1\x9a\x80", b"\xe2\x80", b"\xe2\x81\x9f", b"\xe3\x80\x80")  # begin so
+_ODD = np.int64(0x2545F4914F6CDD1D)  # so that no two keys become one
+
+
+def text_keys(texts: pa.StringArray) -> Keys:
+    """Return a key of each text, [R]; another process has other keys (PYTHONHASHSEED)."""
+    return np.fromiter(map(hash, texts.cast(pa.binary()).to_pylist()), np.int64, len(texts))
+
+
+def prompt_keys(frame: Frame) -> Keys:
+    """Return a key of each row's prompt, or of its completion where the prompt is empty, as splits are drawn, [R]."""
+    prompts, completions = text_column(frame, "prompt"), text_column(frame, "completion")
+    keys = text_keys(prompts)
+    empty = np.flatnonzero(text_sizes(prompts) == 0)
+    keys[empty] = text_keys(completions.take(pa.array(empty)))
+    return keys
+
+
+def row_keys(frame: Frame) -> Keys:
+    """Return a key of each row's prompt and completion together, whatever their case and white space, [R]."""
+    prompts, completions = (text_keys(normalise(text_column(frame, name))) for name in ("prompt", "completion"))
+    return prompts * _ODD ^ completions
+
+
+def normalise(texts: pa.StringArray) -> pa.StringArray:
+    """Return texts in small letters, with one space for all white space between words, and none around them."""
+    from pyarrow import compute  # noqa: PLC0415 - takes a while
+
+    data = bytes(text_data(texts))
+    if data.isascii():
+        data, offsets = data.lower(), text_offsets(texts) - text_offsets(texts)[0]
+    else:
+        lowered = compute.utf8_lower(texts)
+        data, offsets = bytes(text_data(lowered)), text_offsets(lowered) - text_offsets(lowered)[0]
+    data = data.translate(_ASCII_SPACES_TO_SPACE)
+    texts = pa.StringArray.from_buffers(len(texts), pa.py_buffer(offsets), pa.py_buffer(data))
+    there = np.diff(offsets) > 0
+    edges = np.concatenate([offsets[:-1][there], offsets[1:][there] - 1])
+    at_edges = (np.frombuffer(data, np.uint8)[edges] == ord(" ")).any()
+    if at_edges or b"  " in data or any(space in data for space in _OTHER_SPACES):
+        texts = compute.utf8_trim(compute.replace_substring_regex(texts, _SPACES, " "), " ")
+    return texts
