@@ -147,13 +147,13 @@ def peak_flops(dtype: torch.dtype, threads: int, device: str) -> float:
     return best
 
 
-def write_table(name: str, caption: str, columns: list[str], rows: list[list[str]]) -> None:
-    """Print a table and put it between its markers in docs/performance.md."""
+def write_table(name: str, caption: str, columns: list[str], rows: list[list[str]], page: Path | None = None) -> None:
+    """Print a table and put it between its markers in a page, by default docs/performance.md."""
     lines = [caption, "", f"| {' | '.join(columns)} |", f"|{' --- |' * len(columns)}"]
     lines += [f"| {' | '.join(row)} |" for row in rows]
     table = "\n".join(lines)
     print(table + "\n", flush=True)
     begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
-    page = PAGE.read_text(encoding="utf-8")
-    before, rest = page.split(begin)
-    PAGE.write_text(f"{before}{begin}\n\n{table}\n\n{end}{rest.split(end)[1]}", encoding="utf-8")
+    page = page or PAGE
+    before, rest = page.read_text(encoding="utf-8").split(begin)
+    page.write_text(f"{before}{begin}\n\n{table}\n\n{end}{rest.split(end)[1]}", encoding="utf-8")

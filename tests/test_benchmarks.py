@@ -1,15 +1,19 @@
 """The benchmarks run, at sizes of a second, and what docs/performance.md says of memory holds."""
 
 import multiprocessing
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
 from benchmarks import measuring
+from benchmarks.ladder import KEPT, read_trials, rungs, try_rung
 from benchmarks.loss import at_once, measure
 from benchmarks.measuring import Options
-from benchmarks.peers import Shape
+from benchmarks.peers import Shape, of_transformers
+from benchmarks.time_to_loss import begin_ours, begin_theirs, read_texts, train
+from benchmarks.training import loss_from_logits
 from benchmarks.training import measure as measure_training
 from stages.core.loss import summed_loss
 
@@ -45,3 +49,39 @@ def test_the_loss_at_a_large_vocabulary_takes_a_fraction_of_the_memory() -> None
             added[loss_of], _, nats[loss_of] = process.apply(measure, (loss_of, 1, 1))
     assert added[summed_loss] < added[at_once] / 4
     assert nats[summed_loss] == pytest.approx(nats[at_once], rel=1e-6)
+
+
+TEXT = "".join(f"{number} and {number + 1} are {2 * number + 1}\n\n" for number in range(200))
+
+
+def test_time_to_loss_trains_and_scores_each_as_long_as_asked(tmp_path: Path) -> None:
+    path = tmp_path / "input.txt"
+    path.write_text(TEXT, encoding="utf-8")
+    texts = read_texts(path)
+    assert (len(texts.training) + len(texts.held_out), texts.size) == (len(TEXT), len(set(TEXT)))
+    for begin in (begin_ours, partial(begin_theirs, of_transformers, loss_from_logits)):
+        curve = train(begin, texts, TINY, steps=30, every=10, seed=0, threads=1)
+        assert [step for step, *_ in curve] == [10, 20, 30]
+        assert curve[0][1] < curve[1][1] < curve[2][1]
+        assert curve[2][2] < curve[0][2] < 5
+
+
+def test_a_rung_of_the_ladder_is_trained_for_some_seconds(tmp_path: Path) -> None:
+    text, classes = tmp_path / "input.txt", tmp_path / "classes"
+    text.write_text(TEXT, encoding="utf-8")
+    classes.mkdir()
+    for split, rows in (("train", 300), ("test", 20)):
+        lines = [
+            "text,category",
+            *(f"what is {number} ?,{'even' if number % 2 == 0 else 'odd'}" for number in range(rows)),
+        ]
+        (classes / f"{split}.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    small = {"model.d_model": 16, "model.n_layers": 1, "model.n_heads": 2, "train.batch_size": 4}
+    names = list(rungs())
+    assert names[0].startswith("nanoGPT")
+    assert names[-1].endswith("(not kept)")
+    for trial in read_trials(tmp_path, text, classes).values():
+        for changes in (rungs()[names[0]], rungs()[names[len(KEPT) - 1]]):
+            figures, steps = try_rung(trial, changes | small, seconds=0.3, seeds=1)
+            assert steps >= 25
+            assert 0 <= figures[0] < 5

@@ -224,12 +224,12 @@ def choose_model_and_training(
         "model.dropout": rules.choose_dropout(passes, choices["vocabulary.tokenizer"].value),
         "train.batch_size": rules.choose_batch(tokens, mean_tokens, round(examples * data.scale)),
     }
-    chosen |= rules.choose_training(passes, 1, best.d_model, validates=validates)
+    chosen |= rules.choose_training(passes, 1, validates=validates)
     config = config_of(defaults, chosen, data.prepared.vocabulary.size)
     measured = rehearsal_of(data, defaults, chosen, config, runtime, min(REHEARSAL_SECONDS, seconds * REHEARSAL_SHARE))
     steps = steps_within(seconds, workload_of(data, defaults, chosen, config), measured)
     passes = steps * chosen["train.batch_size"].value / (examples * data.scale)
-    chosen |= rules.choose_training(passes, steps, best.d_model, validates=validates)
+    chosen |= rules.choose_training(passes, steps, validates=validates)
     peak = peak_bytes(config, chosen["train.batch_size"].value, data.longest, measured)
     return chosen, forecast(workload_of(data, defaults, chosen, config), measured, peak)
 

@@ -48,8 +48,8 @@ class ModelParams(ContextParams, extra="forbid"):
     """Attention heads of a block; each works on d_model / n_heads numbers."""
     n_kv_heads: int | None = pydantic.Field(ge=1, le=1024)
     """Heads of keys and values, each shared by n_heads / n_kv_heads query heads; null: as many as n_heads."""
-    feed_forward: Literal["none", "gelu", "swiglu"]
-    """What follows attention in a block: nothing, two layers with a GELU between, or a gated SwiGLU."""
+    feed_forward: Literal["none", "gelu", "relu2", "swiglu"]
+    """What follows attention in a block: nothing, two layers with a GELU or a squared ReLU between, or a gated SwiGLU."""
     d_ff: int | None = pydantic.Field(ge=1, le=2**18)
     """The feed-forward's inner width; null: 4 d_model."""
     norm: Literal["none", "layer", "rms"]
@@ -64,6 +64,10 @@ class ModelParams(ContextParams, extra="forbid"):
     """Whether the last layer, to the vocabulary, has a bias."""
     tie_embeddings: bool
     """Whether the last layer's weight is the token embedding."""
+    qk_norm: bool
+    """Whether the queries and keys of each head are normalised."""
+    zero_init_projections: bool
+    """Whether the layers that add to the residual stream start at zero."""
     dropout: float = pydantic.Field(ge=0, lt=1)
     """The share of numbers zeroed in training: embeddings, attention weights, each branch of a block."""
 
@@ -95,6 +99,11 @@ class ModelParams(ContextParams, extra="forbid"):
                 f"positions: found 'rotary' with {self.head_dim} numbers a head (d_model / n_heads), allowed: an even "
                 "number, because rotary positions rotate pairs"
             )
+        if self.zero_init_projections and not self.output_projection:
+            raise ValueError(
+                "zero_init_projections: found true, allowed: false, because output_projection is false: attention without "
+                "it adds to the residual stream from the first step"
+            )
         if self.d_ff is not None and self.feed_forward == "none":
             raise ValueError(f"d_ff: found {self.d_ff}, allowed: null, because feed_forward is none")
         return self
@@ -105,6 +114,10 @@ class TransformerConfig(ModelParams):
 
     vocabulary_size: int = pydantic.Field(ge=1, le=2**24)
     """Different tokens, from the vocabulary's file."""
+    qk_norm: bool = False
+    """A model that was saved without this key has no such norm."""
+    zero_init_projections: bool = False
+    """A model that was saved without this key has its weights already."""
 
 
 # -------------------------------------------------------------------------------------------------------- positions
@@ -178,8 +191,20 @@ def explicit_attention(queries: Tensor, keys: Tensor, values: Tensor, dropout: D
     return attention_weights @ values, attention_weights
 
 
+class HeadNorm(nn.RMSNorm):
+    """RMSNorm of each head's queries or keys, whose type of numbers may be another than that of the weights."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [B, N, T, H] to the same shape and type."""
+        return functional.rms_norm(x, self.normalized_shape, self.weight.type_as(x), self.eps).type_as(x)
+
+
 class Attention(nn.Module):
-    """Masked self-attention with several heads: each token gathers from itself and the tokens before it."""
+    """Masked self-attention with several heads: each token gathers from itself and the tokens before it.
+
+    With ``qk_norm`` queries and keys have a length that is learnt, so that attention scores cannot grow without bound (Henry
+    et al. 2020); by RMSNorm over each head, as in Qwen3 (Yang et al. 2025).
+    """
 
     def __init__(self, config: TransformerConfig) -> None:
         """Make the layers: one for queries, keys and values together, and one that mixes the heads if asked for."""
@@ -187,6 +212,8 @@ class Attention(nn.Module):
         self.head_dim = config.head_dim
         self.n_heads = config.n_heads
         self.n_kv_heads = config.key_value_heads
+        self.query_norm = HeadNorm(config.head_dim, eps=1e-5) if config.qk_norm else nn.Identity()
+        self.key_norm = HeadNorm(config.head_dim, eps=1e-5) if config.qk_norm else nn.Identity()
         self.dropout = Dropout(config.dropout)
         width = (config.n_heads + 2 * config.key_value_heads) * config.head_dim
         self.queries_keys_values = nn.Linear(config.d_model, width, bias=config.bias)
@@ -206,6 +233,7 @@ class Attention(nn.Module):
         qkv = to_attention_dtype(self.queries_keys_values(x), self.dropout)  # [B, T, (N+2K)H]
         heads = qkv.view(batch, tokens, -1, self.head_dim).transpose(1, 2)  # -> [B, T, N+2K, H] -> [B, N+2K, T, H]
         queries, keys, values = heads.split_with_sizes((self.n_heads, self.n_kv_heads, self.n_kv_heads), dim=1)
+        queries, keys = self.query_norm(queries), self.key_norm(keys)
         if rotation is not None:
             queries, keys = rotate(queries, rotation), rotate(keys, rotation)
         context = attend(explicit_attention, queries, keys, values, self.dropout)  # [B, N, T, H]
@@ -216,18 +244,28 @@ class Attention(nn.Module):
 # ------------------------------------------------------------------------------------------------------ feed-forward
 
 
-class GeluFeedForward(nn.Module):
-    """Two linear layers with a GELU between, each token on its own: Hendrycks & Gimpel 2016, in its exact form."""
+def squared_relu(x: Tensor) -> Tensor:
+    """Return max(0, x)^2: So et al. 2021, section 3.2."""
+    return functional.relu(x).square()
+
+
+ACTIVATIONS = {"gelu": functional.gelu, "relu2": squared_relu}
+"""What stands between two layers; GELU (Hendrycks & Gimpel 2016) is the exact one."""
+
+
+class TwoLayerFeedForward(nn.Module):
+    """Two linear layers with an activation between, each token on its own: Vaswani et al. 2017, section 3.3."""
 
     def __init__(self, config: TransformerConfig) -> None:
         """Make the layers, D -> d_ff -> D."""
         super().__init__()
+        self.activation = ACTIVATIONS[config.feed_forward]
         self.up = nn.Linear(config.d_model, config.feed_forward_width, bias=config.bias)
         self.down = nn.Linear(config.feed_forward_width, config.d_model, bias=config.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [B, T, D] to [B, T, D]."""
-        y: Tensor = self.down(functional.gelu(self.up(x)))
+        y: Tensor = self.down(self.activation(self.up(x)))
         return y
 
 
@@ -264,8 +302,8 @@ def make_norm(config: TransformerConfig) -> nn.Module:
 def make_feed_forward(config: TransformerConfig) -> nn.Module | None:
     """Return the feed-forward that the configuration names, if any."""
     match config.feed_forward:
-        case "gelu":
-            return GeluFeedForward(config)
+        case "gelu" | "relu2":
+            return TwoLayerFeedForward(config)
         case "swiglu":
             return SwigluFeedForward(config)
         case "none":
@@ -397,16 +435,21 @@ def initialise(model: Transformer) -> None:
 
     Without norms these are torch's own, drawn when the layers were made: the textbook's small model learns with them.
     With norms they are GPT-2's (Radford et al. 2019, section 2.3): small normal weights, no bias, and the layers that add
-    to the residual stream smaller the more of them there are.
+    to the residual stream smaller the more of them there are. With ``zero_init_projections`` these start at zero, so that
+    each block first passes on what it reads (Zhang et al. 2019).
     """
-    if model.config.norm == "none":
-        return
+    config = model.config
     deviation = 0.02
-    residual_deviation = deviation / math.sqrt(2 * model.config.n_layers)
+    residual_deviation = deviation / math.sqrt(2 * config.n_layers)
     for name, parameter in model.named_parameters():
-        if name.endswith(("projection.weight", "down.weight")):
-            nn.init.normal_(parameter, std=residual_deviation)
+        adds_to_residual = "projection." in name or "down." in name
+        if adds_to_residual and config.zero_init_projections:
+            nn.init.zeros_(parameter)
+        elif config.norm == "none":
+            continue
         elif name.endswith("bias"):
             nn.init.zeros_(parameter)
+        elif adds_to_residual:
+            nn.init.normal_(parameter, std=residual_deviation)
         elif "norm" not in name:
             nn.init.normal_(parameter, std=deviation)

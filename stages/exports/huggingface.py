@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from stages.core.vocabulary import Vocabulary
     from stages.exports.twins import Twin
 
-ACTIVATIONS = {"gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh", "relu2": "relu2", "swiglu": "silu"}
+ACTIVATIONS = {"gelu": "gelu", "relu2": "relu2", "swiglu": "silu"}
 """Our feed-forwards, by the names of transformers; its "gelu" is the exact one."""
 
 
@@ -91,7 +91,7 @@ def twin_config(config: TransformerConfig, twin: Twin) -> dict[str, Any]:
             "attn_pdrop": config.dropout,
         }  # fmt: skip
     epsilon = {"nemotron": "norm_eps", "stablelm": "layer_norm_eps"}.get(twin, "rms_norm_eps")
-    biases = {} if twin == "stablelm" else {"attention_bias": config.bias, "mlp_bias": config.bias}
+    biases = {} if twin in ("stablelm", "qwen3") else {"attention_bias": config.bias, "mlp_bias": config.bias}
     return common | biases | {
         "hidden_size": config.d_model, "intermediate_size": config.feed_forward_width,
         "num_hidden_layers": config.n_layers, "num_attention_heads": config.n_heads,

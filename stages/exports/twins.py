@@ -38,12 +38,10 @@ def find_twin(config: TransformerConfig) -> Twin:
     if config.output_bias:
         raise _without_twin("output_bias", "true", "false")
     gated = config.feed_forward == "swiglu"
+    if config.qk_norm:
+        return _check_qwen3(config)
     if config.positions != "rotary":
-        if gated:
-            raise _without_twin("feed_forward", f"swiglu with {config.positions} positions", "gelu (GPT-2), or rotary")
-        if config.norm == "rms":
-            raise _without_twin("norm", f"rms with {config.positions} positions", "layer (GPT-2), or rotary")
-        return "gpt2"
+        return _check_gpt2(config)
     if config.norm == "layer":
         if not gated:
             return "nemotron"
@@ -51,6 +49,22 @@ def find_twin(config: TransformerConfig) -> Twin:
             raise _without_twin("bias", "true with norm layer and swiglu", "false (StableLM), or norm rms (LLaMA)")
         return "stablelm"
     return "llama" if gated else "arcee"
+
+
+def _check_qwen3(config: TransformerConfig) -> Twin:
+    if (config.positions, config.norm, config.feed_forward, config.bias) != ("rotary", "rms", "swiglu", False):
+        found = f"true with {config.positions} positions, norm {config.norm}, feed_forward {config.feed_forward}, bias "
+        fix = "false, or true with rotary positions, norm rms, feed_forward swiglu and bias false (Qwen3)"
+        raise _without_twin("qk_norm", found + str(config.bias).lower(), fix)
+    return "qwen3"
+
+
+def _check_gpt2(config: TransformerConfig) -> Twin:
+    if config.feed_forward == "swiglu":
+        raise _without_twin("feed_forward", f"swiglu with {config.positions} positions", "gelu (GPT-2), or rotary")
+    if config.norm == "rms":
+        raise _without_twin("norm", f"rms with {config.positions} positions", "layer (GPT-2), or rotary")
+    return "gpt2"
 
 
 def _without_twin(parameter: str, found: str, fix: str) -> UserError:
@@ -79,6 +93,14 @@ def split_heads(config: TransformerConfig, joined: Tensor) -> tuple[Tensor, Tens
     return queries, keys_, values
 
 
+_ROTARY_NORMS = {
+    "attention_norm": "input_layernorm",
+    "feed_forward_norm": "post_attention_layernorm",
+    "attention.query_norm": "self_attn.q_norm",
+    "attention.key_norm": "self_attn.k_norm",
+}
+
+
 def _rotary(config: TransformerConfig, weights: Weights, twin: Twin) -> Weights:
     """As the classes of LLaMA's kind name them."""
     mapped = {"model.embed_tokens.weight": weights["embedding.weight"], "lm_head.weight": weights["output.weight"]}
@@ -94,10 +116,7 @@ def _rotary(config: TransformerConfig, weights: Weights, twin: Twin) -> Weights:
         for part in ("gate", "up", "down"):
             for name, value in _linear(weights, f"{old}.feed_forward.{part}").items():
                 mapped[f"{new}.mlp.{part}_proj.{name}"] = value
-        for old_norm, new_norm in (
-            ("attention_norm", "input_layernorm"),
-            ("feed_forward_norm", "post_attention_layernorm"),
-        ):
+        for old_norm, new_norm in _ROTARY_NORMS.items():
             for name, value in _norm(weights, f"{old}.{old_norm}", twin).items():
                 mapped[f"{new}.{new_norm}.{name}"] = value
     return mapped
@@ -156,8 +175,8 @@ def _projection(config: TransformerConfig, weights: Weights, block: str) -> Weig
 
 def _norm(weights: Weights, name: str, twin: Twin) -> Weights:
     norm = _linear(weights, name)
-    if twin in ("gpt2", "nemotron", "stablelm"):
+    if norm and twin in ("gpt2", "nemotron", "stablelm"):
         norm.setdefault("bias", torch.zeros_like(norm["weight"]))
-    if twin == "nemotron":
+    if norm and twin == "nemotron":
         norm["weight"] = norm["weight"] - 1  # its norm multiplies by 1 + weight
     return norm

@@ -90,13 +90,19 @@ def orthogonalise(matrices: Tensor) -> Tensor:
     """
     x = matrices.to(torch.promote_types(matrices.dtype, torch.float32))
     x = x / torch.linalg.matrix_norm(x, keepdim=True).clamp(min=SMALLEST_NORM)
-    a, b, c = COEFFICIENTS
     gram = x @ x.mT  # [P, S, S]
-    product = torch.eye(x.shape[1], dtype=x.dtype, device=x.device).expand_as(gram)
-    for _ in range(ITERATIONS):
-        factor = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
-        factor.diagonal(dim1=1, dim2=2).add_(a)
-        product = factor @ product
+    product = factor = _factor(gram)
+    for _ in range(ITERATIONS - 1):
         gram = factor @ gram @ factor
+        factor = _factor(gram)
+        product = factor @ product
     orthogonal: Tensor = product @ x
     return orthogonal.type_as(matrices)
+
+
+def _factor(gram: Tensor) -> Tensor:
+    """Return a + b G + c G^2."""
+    a, b, c = COEFFICIENTS
+    factor = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+    factor.diagonal(dim1=1, dim2=2).add_(a)
+    return factor

@@ -14,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 from torch._dynamo.utils import counters
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
+from transformers.activations import ACT2FN
 
 from stages.core import kernels, transformer
 from stages.core.kernels import FEW_TOKENS, Dropout, attend, drop, fused_attention, random_words, seed_dropout
@@ -27,6 +28,7 @@ from stages.core.transformer import (
     rotary_positions,
     rotate,
     sinusoidal_positions,
+    squared_relu,
 )
 
 TOY: dict[str, Any] = {
@@ -64,6 +66,7 @@ LLAMA: dict[str, Any] = SMALL | {
     "output_projection": True,
     "output_bias": False,
 }
+RECIPE: dict[str, Any] = {"qk_norm": True, "feed_forward": "relu2"}
 QUERIES_KEYS_VALUES = "blocks.0.attention.queries_keys_values.weight"
 VARIANTS = [
     SMALL | {"positions": positions, "norm": norm, "feed_forward": feed_forward, "n_kv_heads": n_kv_heads} | layers
@@ -77,6 +80,12 @@ VARIANTS = [
             {"output_projection": True, "bias": True, "output_bias": False, "tie_embeddings": True},
         ),
     )
+]
+
+
+VARIANTS += [
+    values | RECIPE | {"n_kv_heads": n_kv_heads}
+    for values, n_kv_heads in itertools.product((SMALL, GPT2, LLAMA), (None, 2))
 ]
 
 
@@ -100,6 +109,7 @@ def some_ids(model: Transformer, batch: int = 3, tokens: int | None = None) -> T
         ({"n_heads": 3}, ("n_heads: found 3", "divisor of d_model (16)")),
         ({"n_kv_heads": 3}, ("n_kv_heads: found 3", "divisor of n_heads (4)")),
         ({"positions": "rotary", "n_heads": 16}, ("'rotary' with 1 numbers", "even")),
+        ({"zero_init_projections": True}, ("zero_init_projections: found true", "output_projection is false")),
         ({"d_ff": 8}, ("d_ff: found 8", "null")),
         ({"positions": "alibi"}, ("positions", "'sinusoidal', 'learned' or 'rotary'")),
         ({"d_ff": "8"}, ("d_ff", "integer")),
@@ -301,20 +311,23 @@ def test_logits_equal_gpt2() -> None:
     torch.testing.assert_close(model(ids), reference(ids).logits, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("qk_norm", [False, True])
 @pytest.mark.parametrize("n_kv_heads", [None, 2, 1])
-def test_logits_equal_llama(n_kv_heads: int | None) -> None:
-    model = make(LLAMA, n_kv_heads=n_kv_heads)
-    reference = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=11,
-            hidden_size=16,
-            intermediate_size=24,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=n_kv_heads,
-            max_position_embeddings=9,
-            rms_norm_eps=1e-5,
-        )
+def test_logits_and_gradients_equal_llama_and_with_qk_norm_qwen3(n_kv_heads: int | None, *, qk_norm: bool) -> None:
+    model = make(LLAMA, n_kv_heads=n_kv_heads, qk_norm=qk_norm)
+    shape: dict[str, Any] = {
+        "vocab_size": 11,
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": n_kv_heads or 4,
+        "max_position_embeddings": 9,
+        "rms_norm_eps": 1e-5,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+    }
+    reference: Any = (
+        Qwen3ForCausalLM(Qwen3Config(**shape, head_dim=4)) if qk_norm else LlamaForCausalLM(LlamaConfig(**shape))
     )
     theirs = {name: torch.randn_like(weight) / 4 for name, weight in reference.state_dict().items()}
     reference.load_state_dict(theirs)
@@ -326,6 +339,7 @@ def test_logits_equal_llama(n_kv_heads: int | None) -> None:
     names = {
         "input_layernorm": "attention_norm",
         "self_attn.o_proj": "attention.projection",
+        **({"self_attn.q_norm": "attention.query_norm", "self_attn.k_norm": "attention.key_norm"} if qk_norm else {}),
         "post_attention_layernorm": "feed_forward_norm",
         "mlp.gate_proj": "feed_forward.gate",
         "mlp.up_proj": "feed_forward.up",
@@ -340,6 +354,46 @@ def test_logits_equal_llama(n_kv_heads: int | None) -> None:
     model.load_state_dict(ours)
     ids = some_ids(model)
     torch.testing.assert_close(model(ids), reference(ids).logits, atol=1e-5, rtol=1e-5)
+    for logits in (model(ids), reference(ids).logits):
+        logits.square().mean().backward()
+    gradients = {name: weight.grad for name, weight in reference.named_parameters()}
+    found = {name: weight.grad for name, weight in model.named_parameters()}
+    expected = {
+        "embedding.weight": gradients["model.embed_tokens.weight"],
+        "final_norm.weight": gradients["model.norm.weight"],
+        "output.weight": gradients["lm_head.weight"],
+    }
+    for layer in range(2):
+        theirs_of_layer, ours_of_layer = f"model.layers.{layer}", f"blocks.{layer}"
+        for their_name, our_name in names.items():
+            expected[f"{ours_of_layer}.{our_name}.weight"] = gradients[f"{theirs_of_layer}.{their_name}.weight"]
+        parts = [gradients[f"{theirs_of_layer}.self_attn.{part}_proj.weight"] for part in "qkv"]
+        expected[f"{ours_of_layer}.attention.queries_keys_values.weight"] = torch.cat(parts)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_squared_relu_equals_that_of_transformers() -> None:
+    x = torch.randn(50, requires_grad=True)
+    ours, theirs = squared_relu(x), ACT2FN["relu2"](x)
+    torch.testing.assert_close(ours, theirs)
+    torch.testing.assert_close(*(torch.autograd.grad(y.sum(), x) for y in (ours, theirs)))
+    feed_forward = make(GPT2, feed_forward="relu2").blocks[0].feed_forward
+    y = torch.randn(2, 3, 16)
+    torch.testing.assert_close(feed_forward(y), feed_forward.down(feed_forward.up(y).clamp(min=0) ** 2))
+
+
+@pytest.mark.parametrize("values", [GPT2, LLAMA, SMALL | {"output_projection": True}])
+def test_blocks_whose_projections_start_at_zero_pass_on_what_they_read(values: dict[str, Any]) -> None:
+    model = make(values, zero_init_projections=True)
+    x = torch.randn(2, 9, 16)
+    cosine, sine = rotary_positions(9, 4)
+    for block in model.blocks:
+        assert torch.equal(block(x, (cosine, sine) if values["positions"] == "rotary" else None, attend), x)
+    others = make(values).state_dict()
+    drawn_apart = {name for name, weight in model.state_dict().items() if not torch.equal(weight, others[name])}
+    assert drawn_apart
+    model(some_ids(model)).square().mean().backward()
+    assert all(model.get_parameter(name).grad.count_nonzero() for name in drawn_apart if name.endswith("n.weight"))
 
 
 def test_no_later_token_changes_an_earlier_logit() -> None:
@@ -368,7 +422,7 @@ def test_more_tokens_than_the_context_are_refused() -> None:
 
 
 def test_bfloat16_autocast_is_close_to_float32() -> None:
-    for values in (GPT2, LLAMA):
+    for values in (GPT2, LLAMA, GPT2 | RECIPE, LLAMA | RECIPE):
         model = make(values | {"d_model": 64, "n_kv_heads": 2})
         ids = some_ids(model)
         with torch.autocast("cpu", torch.bfloat16):
@@ -379,7 +433,7 @@ def test_bfloat16_autocast_is_close_to_float32() -> None:
 
 
 def test_bfloat16_weights_give_the_logits_of_float32_also_with_a_cache() -> None:
-    for values in (GPT2, LLAMA):
+    for values in (GPT2, LLAMA, GPT2 | RECIPE, LLAMA | RECIPE):
         model = make(values | {"d_model": 64, "n_kv_heads": 2})
         ids = some_ids(model)
         expected = model(ids)
@@ -463,7 +517,7 @@ def test_a_row_drops_the_same_in_any_batch() -> None:
 
 
 def test_a_compiled_network_drops_what_a_plain_one_drops() -> None:
-    model = make(GPT2 | {"dropout": 0.3, "n_layers": 1}).train()
+    model = make(GPT2 | RECIPE | {"dropout": 0.3, "n_layers": 1}).train()
     counters.clear()
     compiled = torch.compile(model.hidden_states, fullgraph=True, dynamic=False)
     ids = some_ids(model)

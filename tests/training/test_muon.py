@@ -72,6 +72,22 @@ def test_each_head_is_moved_as_torchs_muon_moves_a_matrix_of_its_own(heads: Head
         assert (after - matrix.detach()).norm() <= 0.03 * (matrix.detach() - first).norm()
 
 
+def test_heads_are_rows_of_queries_keys_and_values_and_columns_of_the_projection() -> None:
+    network = model()
+    names = {weight: name for name, weight in network.named_parameters()}
+    groups = build_optimizer(network, PARAMETERS).param_groups
+    found = {
+        group["heads"]: {names[weight].split(".", 2)[2] for weight in group["params"]}
+        for group in groups
+        if "heads" in group
+    }
+    assert found == {
+        "rows": {"attention.queries_keys_values.weight"},
+        "columns": {"attention.projection.weight"},
+        "none": {f"feed_forward.{part}.weight" for part in ("gate", "up", "down")},
+    }
+
+
 @pytest.mark.parametrize("shape", [(1, 4, 4), (3, 8, 20), (2, 30, 31)])
 def test_each_singular_value_goes_through_the_paper_s_polynomial(shape: tuple[int, ...]) -> None:
     a, b, c = COEFFICIENTS

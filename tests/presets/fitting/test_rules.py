@@ -78,11 +78,6 @@ def test_a_batch_fits_into_the_data(tokens: float, each: float, examples: int) -
     assert math.log2(batch).is_integer()
 
 
-def test_wider_models_learn_slower() -> None:
-    rates = [rules.choose_learning_rate(width).value for width in (64, 128, 256, 512)]
-    assert rates == [0.004, 0.004, 0.002, 0.001]
-
-
 def test_regularisation_comes_with_repeats() -> None:
     assert [rules.choose_dropout(passes, "bpe").value for passes in (1, 4, 10, 40)] == [0.0, 0.0, 0.1, 0.2]
     assert rules.choose_dropout(40, "character").value == 0.0
