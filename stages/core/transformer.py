@@ -50,7 +50,7 @@ class ModelParams(ParamsModel):
     """Attention heads of a block; each works on d_model / n_heads numbers."""
     n_kv_heads: int | None = pydantic.Field(ge=1, le=1024)
     """Heads of keys and values, each shared by n_heads / n_kv_heads query heads; null: as many as n_heads."""
-    feed_forward: Literal["none", "gelu", "swiglu"]
+    feed_forward: Literal["none", "gelu", "gelu_tanh", "swiglu"]
     """What follows attention in a block: nothing, two layers with a GELU between, or a gated SwiGLU."""
     d_ff: int | None = pydantic.Field(ge=1, le=2**18)
     """The feed-forward's inner width; null: 4 d_model."""
@@ -219,17 +219,18 @@ class Attention(nn.Module):
 
 
 class GeluFeedForward(nn.Module):
-    """Two linear layers with a GELU between, each token on its own: Hendrycks & Gimpel 2016, in its exact form."""
+    """Two linear layers with a GELU between, each token on its own: Hendrycks & Gimpel 2016, in its exact form or, as in GPT-2, by tanh."""
 
     def __init__(self, config: TransformerConfig) -> None:
         """Make the layers, D -> d_ff -> D."""
         super().__init__()
+        self.approximate: Literal["none", "tanh"] = "tanh" if config.feed_forward == "gelu_tanh" else "none"
         self.up = nn.Linear(config.d_model, config.feed_forward_width, bias=config.bias)
         self.down = nn.Linear(config.feed_forward_width, config.d_model, bias=config.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [B, T, D] to [B, T, D]."""
-        y: Tensor = self.down(functional.gelu(self.up(x)))
+        y: Tensor = self.down(functional.gelu(self.up(x), approximate=self.approximate))
         return y
 
 
@@ -266,7 +267,7 @@ def make_norm(config: TransformerConfig) -> nn.Module:
 def make_feed_forward(config: TransformerConfig) -> nn.Module | None:
     """Return the feed-forward that the configuration names, if any."""
     match config.feed_forward:
-        case "gelu":
+        case "gelu" | "gelu_tanh":
             return GeluFeedForward(config)
         case "swiglu":
             return SwigluFeedForward(config)

@@ -40,7 +40,7 @@ VOCABULARIES = {
 SHAPES = st.fixed_dictionaries({
     "positions": st.sampled_from(["rotary", "learned", "sinusoidal"]),
     "norm": st.sampled_from(["rms", "layer", "none"]),
-    "feed_forward": st.sampled_from(["swiglu", "gelu", "none"]),
+    "feed_forward": st.sampled_from(["swiglu", "gelu", "gelu_tanh", "none"]),
     "bias": st.booleans(),
     "output_bias": st.booleans(),
     "output_projection": st.booleans(),
@@ -49,7 +49,7 @@ SHAPES = st.fixed_dictionaries({
 })  # fmt: skip
 # Those that transformers has a class for, each of its classes as often.
 TWINS: dict[str, dict[str, st.SearchStrategy[Any]]] = {
-    "gpt2": {"positions": st.sampled_from(["learned", "sinusoidal"]), "norm": st.just("layer"), "feed_forward": st.just("gelu")},
+    "gpt2": {"positions": st.sampled_from(["learned", "sinusoidal"]), "norm": st.just("layer"), "feed_forward": st.sampled_from(["gelu", "gelu_tanh"])},
     "llama": {"positions": st.just("rotary"), "norm": st.just("rms"), "feed_forward": st.just("swiglu")},
     "arcee": {"positions": st.just("rotary"), "norm": st.just("rms"), "feed_forward": st.just("gelu")},
     "nemotron": {"positions": st.just("rotary"), "norm": st.just("layer"), "feed_forward": st.just("gelu")},
@@ -109,12 +109,13 @@ def test_transformers_computes_the_same(twin: str, data: st.DataObject, tokenize
     check("huggingface", shape, tokenizer, ends_with_eos=ends_with_eos)
 
 
-@pytest.mark.parametrize("twin", ["llama", "stablelm"])
+@pytest.mark.parametrize("twin", ["llama", "stablelm", "gpt2"])
 @settings(max_examples=4)
 @given(data=st.data(), tokenizer=st.sampled_from(["character", "bpe"]), ends_with_eos=st.booleans())
 def test_llama_cpp_computes_the_same(twin: str, data: st.DataObject, tokenizer: str, ends_with_eos: bool) -> None:
     pytest.importorskip("xllamacpp")
-    check("gguf", data.draw(shapes_of(twin)), tokenizer, ends_with_eos=ends_with_eos)
+    shape = data.draw(shapes_of(twin)) | ({"feed_forward": "gelu_tanh"} if twin == "gpt2" else {})
+    check("gguf", shape, tokenizer, ends_with_eos=ends_with_eos)
 
 
 @settings(max_examples=2)  # torch takes seconds for each
