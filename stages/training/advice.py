@@ -16,6 +16,7 @@ TOY_WIDTH = 8
 """A d_model up to this is one to follow by hand."""
 MANY_ROWS = 1000
 LONG_SECONDS = 3600.0
+LARGEST_RATE_FROM_START = 3e-4
 
 _SECONDS_A_STEP = 0.001  # however small the model: Lightning's own
 _SHARE_OF_PEAK = 0.3  # of the speed of one large matrix product, that trainings reach
@@ -35,13 +36,21 @@ def print_advice(
         context_length=network.config.context_length if packing == "rows" else None,
         row_lengths=np.diff(training.spans.row_offsets),
         seconds=steps * (_SECONDS_A_STEP + (flops / speed / _SHARE_OF_PEAK if speed else 0.0)),
+        rate_from_start=None if parameters.start_from is None else parameters.learning_rate,
     )
     if found:
         fit = "`python -m presets.fit` writes a params.yaml that fits (docs/fit.md)"
         print(f"params.yaml: {'; '.join(found)}. {fit}", file=sys.stderr, flush=True)
 
 
-def misfits(*, d_model: int, context_length: int | None, row_lengths: Integers, seconds: float) -> list[str]:
+def misfits(
+    *,
+    d_model: int,
+    context_length: int | None,
+    row_lengths: Integers,
+    seconds: float,
+    rate_from_start: float | None = None,
+) -> list[str]:
     """Return in words what does not fit.
 
     Args:
@@ -49,6 +58,7 @@ def misfits(*, d_model: int, context_length: int | None, row_lengths: Integers, 
         context_length: the most tokens of a window; None where the rows are one stream.
         row_lengths: int [R], the tokens of each training row.
         seconds: what the training will take.
+        rate_from_start: the learning rate of a training that begins with weights that exist; None: with random ones.
     """
     found = []
     median = int(np.median(row_lengths))
@@ -58,6 +68,11 @@ def misfits(*, d_model: int, context_length: int | None, row_lengths: Integers, 
         found.append(f"model.d_model {d_model} is the toy's, for {len(row_lengths):,} rows")
     if seconds > LONG_SECONDS:
         found.append(f"this training takes about {seconds / 3600:,.0f} h on this machine")
+    if rate_from_start is not None and rate_from_start > LARGEST_RATE_FROM_START:
+        found.append(
+            f"train.learning_rate {rate_from_start:g} is that of a first training, by which the weights of train.start_from lose "
+            "what they know: 0.00001 to 0.0001 is usual"
+        )
     return found
 
 
