@@ -31,7 +31,7 @@ PEER_OPTIONS = $${NANOGPT:+"--nanogpt=$$NANOGPT"} $(THREADS_OPTION)
 help: ## Show this list.
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
 
-repro: repository installed ## Run the pipeline; CSV=data/mine.csv MINUTES=10 fits params.yaml to your data first; PRESET=toy|addition|characters|text|gpt2 takes that preset first (TEXT=file for characters and gpt2).
+repro: repository installed ## Run the pipeline; CSV=data/mine.csv MINUTES=10 fits params.yaml to your data first; PRESET=toy|addition|characters|text|gpt2|finetune takes that preset first (TEXT=file for characters and gpt2).
 	@[ -z "$$PRESET" ] || $(TAKE_PRESET)
 	@[ -z "$$CSV" ] || $(FIT)
 	@$(IN_VENV) dvc repro

@@ -8,6 +8,7 @@ from stages.artifacts.model_weights import read_model
 from stages.artifacts.provenance_json import MODEL_FOLDER
 from stages.artifacts.vocabulary_json import VOCABULARY_FILE
 from stages.errors import UserError
+from stages.exports.read_huggingface import is_huggingface, read_huggingface
 from stages.language_model import LanguageModel
 
 _IN_MLFLOW = re.compile(r"(?:runs|models):/")
@@ -17,7 +18,7 @@ def load(source: str | Path = MODEL_FOLDER) -> LanguageModel:
     """Return a model that can be asked.
 
     Args:
-        source: a folder such as data/model/, with vocabulary.json in it or beside it; or, in MLflow, the model of a run
+        source: a folder such as data/model/, with vocabulary.json in it or beside it; a Hugging Face folder; or, in MLflow, the model of a run
             ("runs:/ID") or a model ("models:/ID", "models:/NAME/VERSION").
 
     Raises:
@@ -25,6 +26,9 @@ def load(source: str | Path = MODEL_FOLDER) -> LanguageModel:
     """
     if not _IN_MLFLOW.match(str(source)):
         folder = Path(source)
+        refuse_absent(folder)
+        if is_huggingface(folder):
+            return LanguageModel(*read_huggingface(folder))
         return LanguageModel(*read_model(folder, vocabulary_of(folder)))
     from stages.tracking.exports import fetch_model  # noqa: PLC0415 - MLflow takes seconds, and most models are files
 
@@ -32,16 +36,25 @@ def load(source: str | Path = MODEL_FOLDER) -> LanguageModel:
         return LanguageModel(*read_model(*fetch_model(str(source), Path(copied))))
 
 
-def vocabulary_of(folder: Path) -> Path:
-    """Return where the vocabulary of a model's folder is: in it, else beside it.
+def refuse_absent(folder: Path) -> None:
+    """Name what to do where there is no model.
 
     Raises:
-        UserError: there is no such folder.
+        UserError: there is no such folder, or it is an export for another program.
     """
     if not folder.is_dir():
         fix = "make it with `dvc repro`" if folder == MODEL_FOLDER else "name a folder such as data/model/"
         raise UserError(
             f"{folder}: no folder there; {fix}, or name a model in MLflow as runs:/ID or models:/NAME/VERSION"
         )
+    for name in ("model.gguf", "model.onnx"):
+        if (folder / name).exists():
+            raise UserError(
+                f"{folder / name}: for another program; load the export of kind huggingface, or data/model/"
+            )
+
+
+def vocabulary_of(folder: Path) -> Path:
+    """Return where the vocabulary of a model's folder is: in it, else beside it."""
     inside = folder / VOCABULARY_FILE.name
     return inside if inside.exists() else folder.with_name(VOCABULARY_FILE.name)

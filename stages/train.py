@@ -15,9 +15,10 @@ from stages.artifacts.metrics_json import write_json
 from stages.artifacts.model_weights import SavedModel, write_model
 from stages.artifacts.provenance_json import MODEL_FOLDER, Provenance, stage_provenance
 from stages.artifacts.table_csv import TRAIN_CURVE, VALIDATION_CURVE, write_table
-from stages.artifacts.vocabulary_json import VOCABULARY_FILE
+from stages.artifacts.vocabulary_json import VOCABULARY_FILE, read_vocabulary
 from stages.core.transformer import ModelParams, Transformer, TransformerConfig
 from stages.errors import UserError
+from stages.exports.read_huggingface import start_weights
 from stages.inputs import StageInputs, unchanged_inputs
 from stages.parameters import read_section
 from stages.tracking.data_figures import log_data_figures
@@ -31,6 +32,8 @@ from stages.training.optimization import TrainParams
 from stages.training.runtime import RuntimeParams
 
 METRICS_FILE = Path("metrics/train.json")
+READY_MODELS = Path("ready/models")
+"""Where weights to begin from must lie: DVC knows the stage by all that is there."""
 
 
 def main() -> None:
@@ -61,6 +64,8 @@ def train(inputs: StageInputs, *, restart: bool, quiet: bool) -> None:
     lightning.seed_everything(parameters.seed, verbose=False)
     with memory_errors("lower model.context_length, d_model or n_layers in params.yaml"):
         network = Transformer(config)
+    if parameters.start_from is not None:
+        network.load_state_dict(start_weights(start_folder(parameters.start_from), config, read_vocabulary()))
     provenance = stage_provenance("train")
     checkpoints = CheckpointFolder(provenance.fingerprint)
     with locked(checkpoints), untouched_data(inputs, checkpoints):
@@ -94,6 +99,23 @@ def train(inputs: StageInputs, *, restart: bool, quiet: bool) -> None:
     if not quiet:
         figures = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items() if name.endswith("loss"))
         print(f"{trained.steps} steps of {metrics['parameters']:,} parameters: {figures} -> {MODEL_FOLDER}/")
+
+
+def start_folder(start_from: str) -> Path:
+    """Return the folder that train.start_from names.
+
+    Raises:
+        UserError: there is none, or it is elsewhere.
+    """
+    folder = Path(start_from)
+    named = f"params.yaml: train.start_from: {folder}"
+    if READY_MODELS not in folder.parents or ".." in folder.parts:
+        raise UserError(
+            f"{named}: allowed: a folder in {READY_MODELS}/, which DVC tracks; put it there: cp -r {folder} {READY_MODELS}/"
+        )
+    if not folder.is_dir():
+        raise UserError(f"{named}: no folder there; put it there, or set null to begin with random weights")
+    return folder
 
 
 def without_validation(parameters: TrainParams) -> list[str]:

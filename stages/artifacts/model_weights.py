@@ -86,7 +86,7 @@ def read_model(folder: Path = MODEL_FOLDER, vocabulary_file: Path = VOCABULARY_F
     Raises:
         UserError: a file is absent, damaged, or does not fit the others.
     """
-    model, vocabulary = _read_network(folder), read_vocabulary(vocabulary_file)
+    model, vocabulary = read_network(folder), read_vocabulary(vocabulary_file)
     if read_provenance(folder).dependencies.get(str(VOCABULARY_FILE)) != md5(vocabulary_file):
         here = (folder, vocabulary_file) == (MODEL_FOLDER, VOCABULARY_FILE)
         fix = "type `dvc repro`" if here else "give the model's own with --vocabulary"
@@ -94,7 +94,12 @@ def read_model(folder: Path = MODEL_FOLDER, vocabulary_file: Path = VOCABULARY_F
     return model, vocabulary
 
 
-def _read_network(folder: Path) -> SavedModel:
+def read_network(folder: Path) -> SavedModel:
+    """Read a model without its vocabulary.
+
+    Raises:
+        UserError: a file is absent or damaged.
+    """
     try:
         config = ModelConfig.model_validate(read_json(folder / CONFIG))
     except pydantic.ValidationError as error:

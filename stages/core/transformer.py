@@ -15,6 +15,7 @@ masked self-attention; the largest ones are GPT-2 (Radford et al. 2019) and LLaM
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import TYPE_CHECKING, Literal, Self
 
 import pydantic
@@ -48,7 +49,7 @@ class ModelParams(ContextParams, extra="forbid"):
     """Attention heads of a block; each works on d_model / n_heads numbers."""
     n_kv_heads: int | None = pydantic.Field(ge=1, le=1024)
     """Heads of keys and values, each shared by n_heads / n_kv_heads query heads; null: as many as n_heads."""
-    feed_forward: Literal["none", "gelu", "relu2", "swiglu"]
+    feed_forward: Literal["none", "gelu", "gelu_tanh", "relu2", "swiglu"]
     """What follows attention in a block: nothing, two layers with a GELU or a squared ReLU between, or a gated SwiGLU."""
     d_ff: int | None = pydantic.Field(ge=1, le=2**18)
     """The feed-forward's inner width; null: 4 d_model."""
@@ -249,8 +250,12 @@ def squared_relu(x: Tensor) -> Tensor:
     return functional.relu(x).square()
 
 
-ACTIVATIONS = {"gelu": functional.gelu, "relu2": squared_relu}
-"""What stands between two layers; GELU (Hendrycks & Gimpel 2016) is the exact one."""
+ACTIVATIONS = {
+    "gelu": functional.gelu,
+    "gelu_tanh": partial(functional.gelu, approximate="tanh"),
+    "relu2": squared_relu,
+}
+"""What stands between two layers; GELU (Hendrycks & Gimpel 2016) in its exact form or, as in GPT-2, by tanh."""
 
 
 class TwoLayerFeedForward(nn.Module):
@@ -302,7 +307,7 @@ def make_norm(config: TransformerConfig) -> nn.Module:
 def make_feed_forward(config: TransformerConfig) -> nn.Module | None:
     """Return the feed-forward that the configuration names, if any."""
     match config.feed_forward:
-        case "gelu" | "relu2":
+        case "gelu" | "gelu_tanh" | "relu2":
             return TwoLayerFeedForward(config)
         case "swiglu":
             return SwigluFeedForward(config)

@@ -23,6 +23,7 @@ Weights = dict[str, "Tensor"]
 
 NORM_EPSILON = 1e-5
 ROTARY_BASE = 10000.0
+_LARGEST_ROUNDING = 1e-6
 
 
 def find_twin(config: TransformerConfig) -> Twin:
@@ -80,10 +81,60 @@ def twin_weights(network: Transformer, twin: Twin) -> Weights:
     What a network does without and its twin has is written so that it changes nothing: biases of zero, the identity as
     the projection of the heads.
     """
-    with torch.no_grad():
-        weights = {name: value.detach().float().cpu() for name, value in network.state_dict().items()}
-        mapped = _gpt2(network, weights) if twin == "gpt2" else _rotary(network.config, weights, twin)
-        return {name: value.clone().contiguous() for name, value in mapped.items()}
+    weights = {name: value.detach().float().cpu() for name, value in network.state_dict().items()}
+    weights.setdefault("position_table", network.position_table.detach().float().cpu())
+    return {name: value.clone().contiguous() for name, value in _map(network.config, weights, twin).items()}
+
+
+def weights_of_twin(network: Transformer, twin: Twin, theirs: Weights) -> Weights:
+    """Return the weights of a twin's class under our names, the inverse of ``twin_weights``, which it follows backwards.
+
+    Each of our numbers is sent out as its own place in the network, so that what comes out says where each of theirs
+    belongs. Sent out as zeros it says what they must be where we have none, such as a bias.
+
+    Args:
+        network: of the shape that the weights are for; its own are not used.
+        twin: the class.
+        theirs: the weights by that class's names, of the shapes that ``twin_weights`` gives.
+
+    Raises:
+        ValueError: weights are absent, have another shape, or have a value where the network's shape has none.
+    """
+    config = network.config
+    state = network.state_dict()
+    places, first = {}, 1
+    for name, value in state.items():
+        places[name] = torch.arange(first, first + value.numel(), dtype=torch.float64).view(value.shape)
+        first += value.numel()
+    constant = {} if "position_table" in state else {"position_table": network.position_table.detach().double().cpu()}
+    zeros = {name: torch.zeros_like(value) for name, value in places.items()}
+    fixed = _map(config, zeros | constant, twin)
+    flat = torch.full((first,), torch.nan)
+    mapped = _map(config, places | constant, twin)
+    unknown = sorted(set(theirs) - set(mapped))
+    if unknown:
+        raise ValueError(f"{unknown[0]}: the network of params.yaml has no place for it")
+    for name, sent in mapped.items():
+        if name not in theirs:
+            raise ValueError(f"{name}: absent")
+        found = theirs[name].float()
+        if found.shape != sent.shape:
+            raise ValueError(f"{name}: expected {tuple(sent.shape)}, found {tuple(found.shape)}")
+        value, place = found - fixed[name].float(), (sent - fixed[name]).long()
+        here = place > 0
+        if not here.all() and float(value[~here].abs().max()) > _LARGEST_ROUNDING:
+            raise ValueError(f"{name}: has values, where the network of params.yaml has none to take them")
+        flat[place[here]] = value[here]
+    joined = {name: flat[place.long()] for name, place in places.items()}
+    absent = next((name for name, value in joined.items() if value.isnan().any()), None)
+    if absent is not None:
+        raise ValueError(f"{absent}: not a number, or not among the weights")
+    return joined
+
+
+def _map(config: TransformerConfig, weights: Weights, twin: Twin) -> Weights:
+    """Return weights, among them the position_table, under the names of a twin's class."""
+    return _gpt2(config, weights) if twin == "gpt2" else _rotary(config, weights, twin)
 
 
 def split_heads(config: TransformerConfig, joined: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -122,12 +173,11 @@ def _rotary(config: TransformerConfig, weights: Weights, twin: Twin) -> Weights:
     return mapped
 
 
-def _gpt2(network: Transformer, weights: Weights) -> Weights:
+def _gpt2(config: TransformerConfig, weights: Weights) -> Weights:
     """As GPT-2's class names them: its layers keep their weights transposed, and every one has a bias."""
-    config = network.config
     mapped = {
         "transformer.wte.weight": weights["embedding.weight"],
-        "transformer.wpe.weight": network.position_table.detach().float().cpu(),  # [P, D], learned or sinusoidal
+        "transformer.wpe.weight": weights["position_table"],  # [P, D], learned or sinusoidal
         "lm_head.weight": weights["output.weight"],
     }
     for name, value in _norm(weights, "final_norm", "gpt2").items():

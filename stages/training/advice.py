@@ -17,6 +17,7 @@ TOY_WIDTH = 8
 """A d_model up to this is one to follow by hand."""
 MANY_ROWS = 1000
 LONG_SECONDS = 3600.0
+LARGEST_RATE_FROM_START = 3e-4
 
 _SECONDS_A_STEP = 0.001  # however small the model: Lightning's own
 _SHARE_OF_PEAK = 0.3  # of the speed of one large matrix product, that trainings reach
@@ -33,25 +34,32 @@ def print_advice(network: Transformer, training: Examples, parameters: TrainPara
         d_model=network.config.d_model,
         rows=len(training.spans.completion_starts),
         seconds=steps * (_SECONDS_A_STEP + (flops / speed / _SHARE_OF_PEAK if speed else 0.0)),
+        rate_from_start=None if parameters.start_from is None else parameters.learning_rate,
     )
     if found:
         fit = "`python -m presets.fit` writes a params.yaml that fits (docs/fit.md)"
         print(f"params.yaml: {'; '.join(found)}. {fit}", file=sys.stderr, flush=True)
 
 
-def misfits(*, d_model: int, rows: int, seconds: float) -> list[str]:
+def misfits(*, d_model: int, rows: int, seconds: float, rate_from_start: float | None = None) -> list[str]:
     """Return in words what does not fit.
 
     Args:
         d_model: the model's width.
         rows: those to train on.
         seconds: what the training will take.
+        rate_from_start: the learning rate of a training that begins with weights that exist; None: with random ones.
     """
     found = []
     if d_model <= TOY_WIDTH and rows >= MANY_ROWS:
         found.append(f"model.d_model {d_model} is the toy's, for {rows:,} rows")
     if seconds > LONG_SECONDS:
         found.append(f"this training takes about {seconds / 3600:,.0f} h on this machine")
+    if rate_from_start is not None and rate_from_start > LARGEST_RATE_FROM_START:
+        found.append(
+            f"train.learning_rate {rate_from_start:g} is that of a first training, by which the weights of train.start_from lose "
+            "what they know: 0.00001 to 0.0001 is usual"
+        )
     return found
 
 

@@ -61,6 +61,8 @@ class TrainParams(ParamsModel):
     """Which weights become the model: those with the lowest validation loss, or the last. Without validation rows, last."""
     patience: Count | None
     """Stop after this many validations without a lower loss; null never stops early."""
+    start_from: str | None = None
+    """A folder in ready/models/ whose weights the training begins with; null: random ones."""
 
     @pydantic.model_validator(mode="after")
     def _check(self) -> Self:

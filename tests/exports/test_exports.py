@@ -40,7 +40,7 @@ VOCABULARIES = {
 SHAPES = st.fixed_dictionaries({
     "positions": st.sampled_from(["rotary", "learned", "sinusoidal"]),
     "norm": st.sampled_from(["rms", "layer", "none"]),
-    "feed_forward": st.sampled_from(["swiglu", "gelu", "relu2", "none"]),
+    "feed_forward": st.sampled_from(["swiglu", "gelu", "gelu_tanh", "relu2", "none"]),
     "qk_norm": st.booleans(),
     "bias": st.booleans(),
     "output_bias": st.booleans(),
@@ -50,7 +50,7 @@ SHAPES = st.fixed_dictionaries({
 })  # fmt: skip
 # Those that transformers has a class for, each of its classes as often.
 TWINS: dict[str, dict[str, st.SearchStrategy[Any]]] = {
-    "gpt2": {"positions": st.sampled_from(["learned", "sinusoidal"]), "norm": st.just("layer"), "feed_forward": st.sampled_from(["gelu", "relu2"])},
+    "gpt2": {"positions": st.sampled_from(["learned", "sinusoidal"]), "norm": st.just("layer"), "feed_forward": st.sampled_from(["gelu", "gelu_tanh", "relu2"])},
     "llama": {"positions": st.just("rotary"), "norm": st.just("rms"), "feed_forward": st.just("swiglu")},
     "qwen3": {"positions": st.just("rotary"), "norm": st.just("rms"), "feed_forward": st.just("swiglu"), "bias": st.just(False), "qk_norm": st.just(True)},
     "arcee": {"positions": st.just("rotary"), "norm": st.just("rms"), "feed_forward": st.sampled_from(["gelu", "relu2"])},
@@ -113,12 +113,15 @@ def test_transformers_computes_the_same(twin: str, data: st.DataObject, tokenize
     check("huggingface", shape, tokenizer, ends_with_eos=ends_with_eos)
 
 
-@pytest.mark.parametrize("twin", ["llama", "qwen3", "arcee with relu2", "nemotron with relu2", "stablelm"])
+@pytest.mark.parametrize(
+    "twin", ["llama", "qwen3", "arcee with relu2", "nemotron with relu2", "stablelm", "gpt2 with gelu_tanh"]
+)
 @settings(max_examples=4)
 @given(data=st.data(), tokenizer=st.sampled_from(["character", "bpe"]), ends_with_eos=st.booleans())
 def test_llama_cpp_computes_the_same(twin: str, data: st.DataObject, tokenizer: str, ends_with_eos: bool) -> None:
     pytest.importorskip("xllamacpp")
-    shape = data.draw(shapes_of(twin.partition(" ")[0])) | ({"feed_forward": "relu2"} if "relu2" in twin else {})
+    twin, _, feed_forward = twin.partition(" with ")
+    shape = data.draw(shapes_of(twin)) | ({"feed_forward": feed_forward} if feed_forward else {})
     check("gguf", shape, tokenizer, ends_with_eos=ends_with_eos)
 
 

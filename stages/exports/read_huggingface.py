@@ -1,0 +1,265 @@
+"""Weights that come in: a folder of data/model/'s form, or one of Hugging Face, checked against the model of params.yaml.
+
+Nothing but JSON and safetensors is read, and no code of the folder is run.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from typing import TYPE_CHECKING, Any, get_args
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from tokenizers import Tokenizer
+
+from stages.artifacts.metrics_json import read_json
+from stages.artifacts.model_weights import CONFIG, WEIGHTS, SavedModel, read_network
+from stages.artifacts.vocabulary_json import VOCABULARY_FILE, read_vocabulary
+from stages.core.ready_tokenizer import take_tokenizer
+from stages.core.transformer import Transformer, TransformerConfig
+from stages.errors import UserError
+from stages.exports.twins import NORM_EPSILON, ROTARY_BASE, Twin, find_twin, weights_of_twin
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from stages.core.vocabulary import Vocabulary
+    from stages.exports.twins import Weights
+
+TOKENIZER_FILE = "tokenizer.json"
+INDEX = "model.safetensors.index.json"
+
+# transformers' names of what is computed, by ours; its "gelu" is the exact one.
+ACTIVATIONS = {
+    "gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "relu2": "relu2", "silu": "swiglu",
+    "swish": "swiglu",
+}  # fmt: skip
+# Where a class has what ours compute in one way only; another value is refused by its name.
+_GPT2_FIXED = {
+    "layer_norm_epsilon": NORM_EPSILON, "scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False,
+    "add_cross_attention": False,
+}  # fmt: skip
+_ROTARY_FIXED = {
+    "rms_norm_eps": NORM_EPSILON, "norm_eps": NORM_EPSILON, "layer_norm_eps": NORM_EPSILON, "rope_theta": ROTARY_BASE,
+    "partial_rotary_factor": 1.0, "use_parallel_residual": False, "qk_layernorm": False, "use_qkv_bias": False,
+    "sliding_window": None, "use_sliding_window": False,
+}  # fmt: skip
+_BUFFERS = re.compile(r"\.attn\.(?:masked_)?bias$|rotary_emb\.inv_freq$")  # that older files hold beside the weights
+
+
+def is_huggingface(folder: Path) -> bool:
+    """Return whether a folder has a config.json of transformers."""
+    return (folder / CONFIG).exists() and "model_type" in read_json(folder / CONFIG)
+
+
+def start_weights(folder: Path, config: TransformerConfig, vocabulary: Vocabulary) -> Weights:
+    """Return the weights with which the training of a network begins, by the names of its state.
+
+    Raises:
+        UserError: they are absent, or have another shape or other tokens than the network; the message names the key of
+            params.yaml.
+    """
+    _refuse_other_tokens(folder, vocabulary)
+    if not is_huggingface(folder):
+        saved = read_network(folder).network
+        _refuse_other_shape(folder, saved.config.model_dump(), config)
+        return {name: value.clone() for name, value in saved.state_dict().items()}
+    values = read_json(folder / CONFIG)
+    shape = shape_of(folder, values)
+    _refuse_other_shape(folder, shape, config)
+    twin: Twin = values["model_type"]
+    try:
+        wanted = find_twin(config)
+    except UserError as error:
+        raise UserError(f"params.yaml: {error}; {folder}/ is of the class {twin}") from None
+    if wanted != twin:
+        raise UserError(f"params.yaml: model: its shape is that of {wanted}, but {folder}/ is of the class {twin}")
+    return _read_twin(folder, Transformer(config), twin)
+
+
+def read_huggingface(folder: Path) -> tuple[SavedModel, Vocabulary]:
+    """Read a Hugging Face folder with its tokenizer.json as a model of this project.
+
+    Raises:
+        UserError: the class, its parameters or the tokenizer are not among those that this project has.
+    """
+    values = read_json(folder / CONFIG)
+    shape = shape_of(folder, values)
+    vocabulary, ends = _read_tokenizer(folder, values)
+    twin: Twin = values["model_type"]
+    config = TransformerConfig(**shape, vocabulary_size=vocabulary.size, dropout=0.0, output_bias=False)
+    network = Transformer(config)
+    network.load_state_dict(_read_twin(folder, network, twin))
+    network.eval().requires_grad_(requires_grad=False)
+    return SavedModel(network, prompts_end_with_eos=ends), vocabulary
+
+
+def shape_of(folder: Path, values: dict[str, Any]) -> dict[str, Any]:
+    """Return what a config.json of transformers says, by the keys of the section model of params.yaml.
+
+    Raises:
+        UserError: a class or a value that this project does not have, by its name in config.json.
+    """
+    kind, path = values.get("model_type"), folder / CONFIG
+    if kind not in get_args(Twin):
+        raise UserError(f"{path}: model_type: found {kind!r}, allowed: {', '.join(get_args(Twin))}")
+    gpt2 = kind == "gpt2"
+    rope = values.get("rope_parameters") or values.get("rope_scaling") or {}
+    if rope.get("rope_type", "default") != "default":
+        raise UserError(f"{path}: rope_type: found {rope['rope_type']!r}, allowed: 'default'")
+    for name, allowed in (_GPT2_FIXED if gpt2 else _ROTARY_FIXED).items():
+        found = values.get(name, rope.get(name, allowed))
+        if found != allowed:
+            raise UserError(f"{path}: {name}: found {found!r}, allowed: {allowed!r}")
+    activation = values.get("activation_function" if gpt2 else "hidden_act", "gelu_new" if gpt2 else "silu")
+    if activation not in ACTIVATIONS:
+        raise UserError(f"{path}: found the activation {activation!r}, allowed: {', '.join(ACTIVATIONS)}")
+    try:
+        shape = _gpt2_shape(values) if gpt2 else _rotary_shape(values, kind)
+    except KeyError as error:
+        raise UserError(f"{path}: {error.args[0]} is missing, as in a config.json that is damaged") from None
+    width, heads = shape["d_model"], shape["n_heads"]
+    if values.get("head_dim") not in (None, width // heads):
+        raise UserError(
+            f"{path}: head_dim: found {values['head_dim']}, allowed: {width // heads}, its width for each head"
+        )
+    biases = {bool(values[name]) for name in ("attention_bias", "mlp_bias") if name in values}
+    if len(biases) > 1:
+        raise UserError(
+            f"{path}: found attention_bias {values['attention_bias']} and mlp_bias {values['mlp_bias']}, allowed: both alike"
+        )
+    bias = gpt2 or True in biases
+    return shape | {"feed_forward": ACTIVATIONS[activation], "output_projection": True, "bias": bias}
+
+
+def _gpt2_shape(values: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "context_length": values["n_positions"], "d_model": values["n_embd"], "n_layers": values["n_layer"],
+        "n_heads": values["n_head"], "n_kv_heads": None, "d_ff": values.get("n_inner") or 4 * values["n_embd"],
+        "norm": "layer", "positions": "learned", "tie_embeddings": values.get("tie_word_embeddings", True),
+    }  # fmt: skip
+
+
+def _rotary_shape(values: dict[str, Any], kind: str) -> dict[str, Any]:
+    return {
+        "context_length": values["max_position_embeddings"], "d_model": values["hidden_size"],
+        "n_layers": values["num_hidden_layers"], "n_heads": values["num_attention_heads"],
+        "n_kv_heads": values.get("num_key_value_heads"), "d_ff": values["intermediate_size"],
+        "norm": "layer" if kind in ("nemotron", "stablelm") else "rms", "positions": "rotary",
+        "tie_embeddings": values.get("tie_word_embeddings", False),
+    }  # fmt: skip
+
+
+def _refuse_other_shape(folder: Path, found: dict[str, Any], config: TransformerConfig) -> None:
+    """Compare sizes; what a class writes in another way, such as a bias of zeros, is compared by its weights.
+
+    Raises:
+        UserError: a size differs, by its key.
+    """
+    wanted = config.model_dump()
+    for shape in (found, wanted):
+        shape["n_kv_heads"] = shape["n_kv_heads"] or shape["n_heads"]
+        shape["d_ff"] = shape["d_ff"] or 4 * shape["d_model"]
+    keys = ["d_model", "n_layers", "n_heads", "n_kv_heads", "d_ff", "feed_forward", "tie_embeddings"]
+    if "vocabulary_size" in found:  # a folder of our own says all, and its rotary positions have no weights
+        keys += ["norm", "positions", "output_projection", "bias", "output_bias"]
+    if config.positions == "learned":
+        keys.append("context_length")
+    different = [key for key in keys if found[key] != wanted[key]]
+    if found["feed_forward"] == "none" and "d_ff" in different:
+        different.remove("d_ff")
+    if different:
+        raise UserError(
+            "\n".join(
+                f"params.yaml: model.{key}: found {json.dumps(wanted[key])}, but train.start_from: {folder} has "
+                f"{json.dumps(found[key])}; set it so"
+                for key in different
+            )
+        )
+
+
+def _refuse_other_tokens(folder: Path, vocabulary: Vocabulary) -> None:
+    """Compare the tokens that the weights were trained with, where the folder has them, with data/vocabulary.json.
+
+    Raises:
+        UserError: a token has another id.
+    """
+    names = [TOKENIZER_FILE, VOCABULARY_FILE.name]
+    path = next((folder / name for name in names if (folder / name).exists()), None)
+    if path is None:
+        listed = " or ".join(names)
+        raise UserError(f"{folder}: no {listed} there, so that its tokens are not known; put it there")
+    theirs = (
+        Tokenizer.from_file(str(path)).get_vocab() if path.name == TOKENIZER_FILE else read_vocabulary(path).token_to_id
+    )
+    if theirs != vocabulary.token_to_id:
+        example = next(
+            (t for t in {**vocabulary.token_to_id, **theirs} if theirs.get(t) != vocabulary.token_to_id.get(t)), ""
+        )
+        raise UserError(
+            f"params.yaml: vocabulary: {path} has the token {example!r} under {theirs.get(example, 'no id')}, but {VOCABULARY_FILE} "
+            f"under {vocabulary.token_to_id.get(example, 'no id')}; set vocabulary.file to a copy of it in ready/tokenizers/"
+        )
+
+
+def _read_tokenizer(folder: Path, values: dict[str, Any]) -> tuple[Vocabulary, bool]:
+    """Return the vocabulary, and whether its tokenizer ends a prompt with <EOS>."""
+    path = folder / TOKENIZER_FILE
+    try:
+        content = path.read_text(encoding="utf-8")
+        tokenizer = Tokenizer.from_str(content)
+        eos_id = values.get("eos_token_id")
+        eos_token = tokenizer.id_to_token(eos_id) if isinstance(eos_id, int) else None
+        vocabulary = take_tokenizer(content, eos_token)
+        return vocabulary, tokenizer.encode("").ids == [vocabulary.eos_id]
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    except FileNotFoundError:
+        raise UserError(f"{path}: not found") from None
+    except Exception as error:  # noqa: BLE001 - the library raises bare Exception for a damaged file
+        raise UserError(f"{path}: not a tokenizer.json of the tokenizers library ({error})") from None
+
+
+def _read_twin(folder: Path, network: Transformer, twin: Twin) -> Weights:
+    """Return a folder's weights by our names."""
+    weights = _read_safetensors(folder)
+    if twin == "gpt2" and "wte.weight" in weights:  # as OpenAI's files have them
+        weights = {f"transformer.{name}": value for name, value in weights.items()}
+    weights = {name: value for name, value in weights.items() if not _BUFFERS.search(name)}
+    embedding = "transformer.wte.weight" if twin == "gpt2" else "model.embed_tokens.weight"
+    if embedding in weights and network.config.tie_embeddings:
+        weights["lm_head.weight"] = weights[embedding]
+    size = network.config.vocabulary_size
+    for name in (embedding, "lm_head.weight"):
+        if name in weights and len(weights[name]) > size:
+            weights[name] = weights[name][:size]  # rows that make a size divisible, and stand for no token
+    length = network.config.context_length
+    positions = weights.get("transformer.wpe.weight")
+    if positions is not None and network.config.positions == "sinusoidal" and len(positions) > length:
+        weights["transformer.wpe.weight"] = positions[:length]
+    try:
+        return weights_of_twin(network, twin, weights)
+    except ValueError as error:
+        raise UserError(f"{folder / WEIGHTS}: {error}") from None
+
+
+def _read_safetensors(folder: Path) -> Weights:
+    """Read the one file, or those that the index names."""
+    names = [WEIGHTS]
+    if not (folder / WEIGHTS).exists() and (folder / INDEX).exists():
+        names = sorted(set(read_json(folder / INDEX)["weight_map"].values()))
+        if any("/" in name or "\\" in name for name in names):
+            raise UserError(f"{folder / INDEX}: names files elsewhere; allowed: files of the folder")
+    weights: Weights = {}
+    for name in names:
+        try:
+            weights |= load_file(folder / name)
+        except FileNotFoundError:
+            raise UserError(f"{folder / name}: not found; save the model with safetensors") from None
+        except SafetensorError as error:
+            raise UserError(f"{folder / name}: damaged ({error})") from None
+    if any(math.prod(value.shape) and not value.isfinite().all() for value in weights.values()):
+        raise UserError(f"{folder}: a weight is not a number")
+    return weights

@@ -1,0 +1,229 @@
+"""Random models of transformers come in, compute the same, are trained on, go out, and are opened again."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer
+
+from stages.artifacts.model_weights import SavedModel, write_model
+from stages.artifacts.provenance_json import Provenance, md5
+from stages.artifacts.vocabulary_json import VOCABULARY_FILE, write_vocabulary
+from stages.core.transformer import Transformer, TransformerConfig
+from stages.core.vocabulary import Vocabulary, VocabularyParams, build_vocabulary
+from stages.errors import UserError
+from stages.exports.huggingface import write_huggingface
+from stages.exports.read_huggingface import read_huggingface, start_weights
+from stages.exports.twins import find_twin, twin_weights, weights_of_twin
+from stages.load import load
+from stages.train import start_folder
+from tests.exports.test_exports import CONTEXT, LLAMA, TWINS, VOCABULARIES, random_model, shapes_of
+from tests.frames import frame_of_texts
+from tests.training.conftest import train
+
+VOCABULARY = VOCABULARIES["bpe"]
+GPT2 = {
+    "context_length": 16, "d_model": 16, "n_layers": 2, "n_heads": 2, "n_kv_heads": None, "feed_forward": "gelu_tanh",
+    "d_ff": None, "norm": "layer", "positions": "learned", "output_projection": True, "bias": True,
+    "output_bias": False, "tie_embeddings": True, "dropout": 0.0,
+}  # fmt: skip
+LLAMA_LIKE = GPT2 | {
+    "n_heads": 4, "n_kv_heads": 2, "feed_forward": "swiglu", "d_ff": 24, "norm": "rms", "positions": "rotary",
+    "bias": False, "tie_embeddings": False,
+}  # fmt: skip
+
+
+def foreign(kind: str, folder: Path, vocabulary: Vocabulary, padding: int = 0) -> Any:
+    """Save a random model of transformers with a tokenizer, and return it."""
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(7)
+    size = vocabulary.size + padding
+    if kind == "gpt2":  # OpenAI's own activation, gelu_new, is the default
+        config = transformers.GPT2Config(
+            vocab_size=size, n_positions=16, n_embd=16, n_layer=2, n_head=2, eos_token_id=vocabulary.eos_id,
+            resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
+        )  # fmt: skip
+    else:
+        config = transformers.LlamaConfig(
+            vocab_size=size, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=4,
+            num_key_value_heads=2, max_position_embeddings=16, rms_norm_eps=1e-5, eos_token_id=vocabulary.eos_id,
+        )  # fmt: skip
+    model = transformers.AutoModelForCausalLM.from_config(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.2)
+    model.save_pretrained(folder)
+    vocabulary.tokenizer.save(str(folder / "tokenizer.json"))
+    return model
+
+
+def config_of(kind: str, **changed: Any) -> TransformerConfig:
+    shape = {"gpt2": GPT2, "llama": LLAMA_LIKE}[kind] | {"vocabulary_size": VOCABULARY.size} | changed
+    return TransformerConfig.model_validate(shape)
+
+
+@torch.inference_mode()
+def logits(model: Any, token_ids: torch.Tensor) -> torch.Tensor:
+    answer = model(token_ids)
+    return answer if isinstance(answer, torch.Tensor) else answer.logits
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+@pytest.mark.parametrize("padding", [0, 5])
+def test_in_trained_ten_steps_out_and_opened_again(kind: str, padding: int, tmp_path: Path) -> None:
+    """With rows beyond the tokens, as some models have, too."""
+    transformers = pytest.importorskip("transformers")
+    model = foreign(kind, tmp_path / "in", VOCABULARY, padding)
+    token_ids = torch.randint(VOCABULARY.size, (3, 16))
+    config = config_of(kind)
+    network = Transformer(config).eval()
+    network.load_state_dict(start_weights(tmp_path / "in", config, VOCABULARY))
+    expected = logits(model, token_ids)[..., : VOCABULARY.size]
+    torch.testing.assert_close(logits(network, token_ids), expected, rtol=1e-4, atol=1e-4)
+
+    if padding == 0:  # out unchanged
+        write_huggingface(tmp_path / "unchanged", SavedModel(network, prompts_end_with_eos=False), VOCABULARY)
+        opened = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "unchanged")
+        torch.testing.assert_close(logits(opened, token_ids), expected, rtol=1e-4, atol=1e-4)
+
+    result = train(network, max_steps=10, learning_rate=0.001, warmup_steps=0)
+    assert result.steps == 10
+    assert result.curves.train_loss[-1][1] < result.curves.train_loss[0][1]
+    network.eval()
+    write_huggingface(tmp_path / "out", SavedModel(network, prompts_end_with_eos=True), VOCABULARY)
+    opened = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    torch.testing.assert_close(logits(opened, token_ids), logits(network, token_ids), rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(logits(opened, token_ids), expected, atol=1e-2)
+
+    saved, vocabulary = read_huggingface(tmp_path / "out")  # and in once more, as load does
+    assert torch.equal(logits(saved.network, token_ids), logits(network, token_ids))
+    assert saved.prompts_end_with_eos
+    assert vocabulary.token_to_id == VOCABULARY.token_to_id
+    assert load(tmp_path / "out").complete(["the cat"], max_new_tokens=3)
+
+
+@settings(max_examples=30)
+@given(twin=st.sampled_from(sorted(TWINS)), data=st.data())
+def test_what_goes_out_comes_in_exactly(twin: str, data: st.DataObject) -> None:
+    """Every number of every shape that has a twin, also without biases or projection, and with shared heads."""
+    network = random_model(data.draw(shapes_of(twin)), VOCABULARY).network
+    theirs = twin_weights(network, find_twin(network.config))
+    ours = weights_of_twin(Transformer(network.config), find_twin(network.config), theirs)
+    for name, value in network.state_dict().items():
+        torch.testing.assert_close(ours[name], value, rtol=0, atol=1e-6 if twin == "nemotron" else 0, msg=name)
+
+
+@pytest.mark.parametrize(("kind", "changed", "named"), [
+    ("gpt2", {"d_model": 32}, "params.yaml: model.d_model: found 32, but train.start_from:"),
+    ("gpt2", {"n_layers": 3}, "model.n_layers: found 3"),
+    ("gpt2", {"context_length": 8}, "model.context_length: found 8"),
+    ("gpt2", {"feed_forward": "gelu"}, 'model.feed_forward: found "gelu"'),
+    ("gpt2", {"tie_embeddings": False}, "model.tie_embeddings: found false"),
+    ("gpt2", {"bias": False}, "has values, where the network of params.yaml has none"),
+    ("gpt2", {"norm": "none"}, "model.norm: found none"),
+    ("gpt2", {"positions": "rotary"}, "its shape is that of nemotron"),
+    ("llama", {"n_kv_heads": None}, "model.n_kv_heads: found 4"),
+    ("llama", {"d_ff": 32}, "model.d_ff: found 32"),
+    ("llama", {"bias": True}, "bias: absent"),
+    ("llama", {"output_projection": False}, "has values, where the network of params.yaml has none"),
+])  # fmt: skip
+def test_another_shape_is_named_by_its_key(kind: str, changed: dict[str, Any], named: str, tmp_path: Path) -> None:
+    foreign(kind, tmp_path, VOCABULARY)
+    with pytest.raises(UserError) as refused:
+        start_weights(tmp_path, config_of(kind, **changed), VOCABULARY)
+    assert named in str(refused.value)
+
+
+def test_a_context_of_another_length_is_no_other_shape_where_positions_have_no_weights(tmp_path: Path) -> None:
+    foreign("llama", tmp_path, VOCABULARY)
+    assert start_weights(tmp_path, config_of("llama", context_length=64), VOCABULARY)
+
+
+def test_other_tokens_are_named(tmp_path: Path) -> None:
+    foreign("llama", tmp_path, VOCABULARY)
+    other = build_vocabulary(
+        VocabularyParams.model_validate({"tokenizer": "bpe", "size": 300, "unknown_token": False}),
+        [frame_of_texts(["quite another text"])],
+    )
+    config = config_of("llama", vocabulary_size=other.size)
+    with pytest.raises(UserError, match=r"has the token '.*' under .*; set vocabulary.file to a copy of it"):
+        start_weights(tmp_path, config, other)
+    (tmp_path / "tokenizer.json").unlink()
+    with pytest.raises(UserError, match=r"no tokenizer.json or vocabulary.json there"):
+        start_weights(tmp_path, config, other)
+
+
+@pytest.mark.parametrize(("kind", "name", "value"), [
+    ("gpt2", "model_type", "bert"), ("gpt2", "layer_norm_epsilon", 1e-6), ("gpt2", "activation_function", "tanh"),
+    ("gpt2", "scale_attn_by_inverse_layer_idx", True), ("llama", "rms_norm_eps", 1e-6), ("llama", "head_dim", 8),
+    ("llama", "mlp_bias", True), ("llama", "rope_parameters", {"rope_type": "llama3", "rope_theta": 10000.0}),
+    ("llama", "rope_parameters", {"rope_type": "default", "rope_theta": 500000.0}),
+])  # fmt: skip
+def test_what_this_project_does_not_compute_is_named(kind: str, name: str, value: Any, tmp_path: Path) -> None:
+    foreign(kind, tmp_path, VOCABULARY)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {name: value}))
+    with pytest.raises(UserError) as refused:
+        start_weights(tmp_path, config_of(kind), VOCABULARY)
+    named = {"rope_parameters": "rope_", "activation_function": "activation 'tanh'"}.get(name, name)
+    assert named in str(refused.value)
+    assert "allowed" in str(refused.value)
+
+
+def test_damaged_weights_are_named(tmp_path: Path) -> None:
+    foreign("llama", tmp_path, VOCABULARY)
+    weights = tmp_path / "model.safetensors"
+    content = weights.read_bytes()
+    weights.write_bytes(content[:100])
+    with pytest.raises(UserError, match="damaged"):
+        start_weights(tmp_path, config_of("llama"), VOCABULARY)
+    weights.unlink()
+    with pytest.raises(UserError, match="not found"):
+        start_weights(tmp_path, config_of("llama"), VOCABULARY)
+
+
+def test_an_earlier_model_of_the_project_comes_in(tmp_path: Path) -> None:
+    """The toy's kind, which no other program has, as well."""
+    for shape, tokenizer in (
+        (LLAMA, "bpe"),
+        (LLAMA | {"norm": "none", "feed_forward": "none", "output_bias": True}, "word"),
+    ):
+        vocabulary = VOCABULARIES[tokenizer]
+        model = random_model(shape, vocabulary)
+        folder = tmp_path / tokenizer
+        write_vocabulary(vocabulary, folder / "vocabulary.json")
+        dependencies = {str(VOCABULARY_FILE): md5(folder / "vocabulary.json")}
+        write_model(folder, model, Provenance(fingerprint="f" * 16, dependencies=dependencies, parameters={}))
+        network = Transformer(model.network.config)
+        network.load_state_dict(start_weights(folder, network.config, vocabulary))
+        token_ids = torch.randint(vocabulary.size, (2, CONTEXT))
+        assert torch.equal(logits(network, token_ids), logits(model.network, token_ids))
+        with pytest.raises(UserError, match=r"model.output_bias: found"):
+            changed = network.config.model_copy(update={"output_bias": not network.config.output_bias})
+            start_weights(folder, changed, vocabulary)
+
+
+def test_weights_elsewhere_are_not_tracked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("ready/models/mine").mkdir(parents=True)
+    assert start_folder("ready/models/mine") == Path("ready/models/mine")
+    for elsewhere in ("data/model", "ready/models", "ready/models/../x", "/tmp/x"):
+        with pytest.raises(UserError, match=r"train.start_from: .* put it there: cp -r"):
+            start_folder(elsewhere)
+    with pytest.raises(UserError, match="no folder there"):
+        start_folder("ready/models/absent")
+
+
+def test_gguf_and_onnx_are_no_models_to_load(tmp_path: Path) -> None:
+    (tmp_path / "model.onnx").touch()
+    with pytest.raises(UserError, match=r"model.onnx: for another program; load the export of kind huggingface"):
+        load(tmp_path)
+
+
+def test_a_tokenizer_file_is_the_librarys(tmp_path: Path) -> None:
+    foreign("gpt2", tmp_path, VOCABULARY)
+    assert Tokenizer.from_file(str(tmp_path / "tokenizer.json")).get_vocab() == VOCABULARY.token_to_id
