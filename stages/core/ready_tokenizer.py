@@ -31,7 +31,7 @@ def take_tokenizer(content: str, eos_token: str | None) -> Vocabulary:
         Exception: the tokenizers library cannot read the file.
     """
     tokenizer = Tokenizer.from_str(content)
-    parts = json.loads(content)
+    parts = json.loads(tokenizer.to_str())  # older files lack some keys
     end = _find_end(tokenizer, eos_token)
     _refuse_gaps(tokenizer)
     if parts["model"]["type"] == "BPE":

@@ -102,7 +102,7 @@ def shape_of(folder: Path, values: dict[str, Any]) -> dict[str, Any]:
     Raises:
         UserError: a class or a value that this project does not have, by its name in config.json.
     """
-    kind, path = values.get("model_type"), folder / CONFIG
+    kind, path = str(values.get("model_type")), folder / CONFIG
     if kind not in get_args(Twin):
         raise UserError(f"{path}: model_type: found {kind!r}, allowed: {', '.join(get_args(Twin))}")
     gpt2 = kind == "gpt2"

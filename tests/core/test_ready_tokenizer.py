@@ -115,6 +115,14 @@ def test_a_vocabulary_of_an_earlier_run_is_taken_unchanged(tokenizer: str) -> No
     assert take_tokenizer(content, None).tokenizer.to_str() == content
 
 
+def test_older_files_lack_some_keys() -> None:
+    parts = json.loads(LIBRARY["gpt2"].to_str())
+    for key in ("type", "byte_fallback", "ignore_merges"):
+        del parts["model"][key]
+    parts["model"]["merges"] = [" ".join(pair) for pair in parts["model"]["merges"]]
+    assert take_tokenizer(json.dumps(parts), None).tokenizer.to_str() == TAKEN["gpt2"].tokenizer.to_str()
+
+
 def test_the_end_can_be_named() -> None:
     vocabulary = take_tokenizer(LIBRARY["qwen2"].to_str(), "<|im_end|>")
     assert vocabulary.tokenizer.id_to_token(vocabulary.eos_id) == "<|im_end|>"

@@ -100,7 +100,8 @@ def check(name: str, shape: dict[str, Any], tokenizer: str, *, ends_with_eos: bo
     assert proof.rows == 6
     assert proof.equal_completions >= proof.rows - 1
     assert proof.compared_positions >= 6
-    assert proof.largest_difference < 1e-4
+    # llama.cpp looks the tanh GELU up in a table of 16-bit numbers.
+    assert proof.largest_difference < (1e-3 if (name, shape["feed_forward"]) == ("gguf", "gelu_tanh") else 1e-4)
 
 
 @pytest.mark.parametrize("twin", TWINS)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 
 from stages.artifacts.model_weights import SavedModel, write_model
@@ -104,6 +105,27 @@ def test_in_trained_ten_steps_out_and_opened_again(kind: str, padding: int, tmp_
     assert saved.prompts_end_with_eos
     assert vocabulary.token_to_id == VOCABULARY.token_to_id
     assert load(tmp_path / "out").complete(["the cat"], max_new_tokens=3)
+
+
+def test_gpt2_s_files_have_other_names_and_buffers(tmp_path: Path) -> None:
+    """As on Hugging Face's hub: no prefix, and the mask among the weights; in two parts with an index."""
+    model = foreign("gpt2", tmp_path, VOCABULARY)
+    weights = {
+        name.removeprefix("transformer."): value for name, value in load_file(tmp_path / "model.safetensors").items()
+    }
+    weights |= {f"h.{layer}.attn.bias": torch.ones(1, 1, 16, 16).tril() for layer in range(2)}
+    (tmp_path / "model.safetensors").unlink()
+    parts: dict[str, dict[str, torch.Tensor]] = {"a.safetensors": {}, "b.safetensors": {}}
+    for number, (name, value) in enumerate(sorted(weights.items())):
+        parts["ab"[number % 2] + ".safetensors"][name] = value.contiguous()
+    for file, part in parts.items():
+        save_file(part, tmp_path / file)
+    index = {"weight_map": {name: file for file, part in parts.items() for name in part}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    network = Transformer(config_of("gpt2")).eval()
+    network.load_state_dict(start_weights(tmp_path, network.config, VOCABULARY))
+    token_ids = torch.randint(VOCABULARY.size, (2, 16))
+    torch.testing.assert_close(logits(network, token_ids), logits(model, token_ids), rtol=1e-4, atol=1e-4)
 
 
 @settings(max_examples=30)
