@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from stages.core.vocabulary import Vocabulary
     from stages.exports.twins import Twin
 
-ACTIVATIONS = {"gelu": "gelu", "relu2": "relu2", "swiglu": "silu"}
+ACTIVATIONS = {"gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh", "relu2": "relu2", "swiglu": "silu"}
 """Our feed-forwards, by the names of transformers; its "gelu" is the exact one."""
 
 

@@ -130,8 +130,12 @@ def shape_of(folder: Path, values: dict[str, Any]) -> dict[str, Any]:
         raise UserError(
             f"{path}: found attention_bias {values['attention_bias']} and mlp_bias {values['mlp_bias']}, allowed: both alike"
         )
-    bias = gpt2 or True in biases
-    return shape | {"feed_forward": ACTIVATIONS[activation], "output_projection": True, "bias": bias}
+    return shape | {
+        "feed_forward": ACTIVATIONS[activation],
+        "output_projection": True,
+        "bias": gpt2 or True in biases,
+        "qk_norm": kind == "qwen3",
+    }
 
 
 def _gpt2_shape(values: dict[str, Any]) -> dict[str, Any]:
@@ -162,7 +166,7 @@ def _refuse_other_shape(folder: Path, found: dict[str, Any], config: Transformer
     for shape in (found, wanted):
         shape["n_kv_heads"] = shape["n_kv_heads"] or shape["n_heads"]
         shape["d_ff"] = shape["d_ff"] or 4 * shape["d_model"]
-    keys = ["d_model", "n_layers", "n_heads", "n_kv_heads", "d_ff", "feed_forward", "tie_embeddings"]
+    keys = ["d_model", "n_layers", "n_heads", "n_kv_heads", "d_ff", "feed_forward", "tie_embeddings", "qk_norm"]
     if "vocabulary_size" in found:  # a folder of our own says all, and its rotary positions have no weights
         keys += ["norm", "positions", "output_projection", "bias", "output_bias"]
     if config.positions == "learned":

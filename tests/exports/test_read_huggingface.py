@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -30,7 +31,7 @@ VOCABULARY = VOCABULARIES["bpe"]
 GPT2 = {
     "context_length": 16, "d_model": 16, "n_layers": 2, "n_heads": 2, "n_kv_heads": None, "feed_forward": "gelu_tanh",
     "d_ff": None, "norm": "layer", "positions": "learned", "output_projection": True, "bias": True,
-    "output_bias": False, "tie_embeddings": True, "dropout": 0.0,
+    "output_bias": False, "tie_embeddings": True, "dropout": 0.0, "qk_norm": False, "zero_init_projections": False,
 }  # fmt: skip
 LLAMA_LIKE = GPT2 | {
     "n_heads": 4, "n_kv_heads": 2, "feed_forward": "swiglu", "d_ff": 24, "norm": "rms", "positions": "rotary",
@@ -128,6 +129,22 @@ def test_gpt2_s_files_have_other_names_and_buffers(tmp_path: Path) -> None:
     torch.testing.assert_close(logits(network, token_ids), logits(model, token_ids), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("twin", TWINS)
+@settings(max_examples=3)
+@given(data=st.data())
+def test_a_folder_that_was_exported_is_read_as_the_same_model(twin: str, data: st.DataObject) -> None:
+    """By load, which knows no params.yaml: what the export wrote is enough."""
+    pytest.importorskip("transformers")
+    model = random_model(data.draw(shapes_of(twin)), VOCABULARY)
+    with TemporaryDirectory() as folder:
+        write_huggingface(Path(folder), model, VOCABULARY)
+        saved, vocabulary = read_huggingface(Path(folder))
+    token_ids = torch.randint(VOCABULARY.size, (2, CONTEXT))
+    torch.testing.assert_close(logits(saved.network, token_ids), logits(model.network, token_ids), rtol=1e-4, atol=1e-4)
+    assert saved.prompts_end_with_eos == model.prompts_end_with_eos
+    assert vocabulary.eos_id == VOCABULARY.eos_id
+
+
 @settings(max_examples=30)
 @given(twin=st.sampled_from(sorted(TWINS)), data=st.data())
 def test_what_goes_out_comes_in_exactly(twin: str, data: st.DataObject) -> None:
@@ -149,6 +166,7 @@ def test_what_goes_out_comes_in_exactly(twin: str, data: st.DataObject) -> None:
     ("gpt2", {"norm": "none"}, "model.norm: found none"),
     ("gpt2", {"positions": "rotary"}, "its shape is that of nemotron"),
     ("llama", {"n_kv_heads": None}, "model.n_kv_heads: found 4"),
+    ("llama", {"qk_norm": True}, "model.qk_norm: found true"),
     ("llama", {"d_ff": 32}, "model.d_ff: found 32"),
     ("llama", {"bias": True}, "bias: absent"),
     ("llama", {"output_projection": False}, "has values, where the network of params.yaml has none"),
