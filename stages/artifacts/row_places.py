@@ -32,7 +32,7 @@ def read_places(
         raise UserError(
             f"{data.csv}: found {len(numbers):,} {split} rows, where data/dataset/ has {rows:,}; type `dvc repro`"
         )
-    folder = os.path.commonpath([path.parent for path in find_tables(data.csv)])
+    folder = os.path.commonpath([path.parent for path in find_tables(data.csv, data.files)])
     names = [name for frame in frames for name in frame["file"].to_pylist()]
     short = {name: os.path.relpath(name, folder).replace(os.sep, "/") for name in set(names)}
     return RowPlaces(

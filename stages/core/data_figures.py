@@ -163,7 +163,9 @@ def data_figures(
     files = sorted({file for of_split in counts.values() for file in of_split.files})
     folder = os.path.commonpath([os.path.dirname(file) for file in files])  # noqa: PTH120 - of a name, no file is looked for
     figures["files"] = {
-        os.path.relpath(file, folder or "."): {split: n for split in SPLITS if (n := counts[split].files[file])}
+        os.path.relpath(file, folder or ".").replace(os.sep, "/"): {
+            split: n for split in SPLITS if (n := counts[split].files[file])
+        }
         for file in files
     }
     return figures

@@ -12,7 +12,7 @@ from stages.errors import UserError
 
 
 def data(path: Path, completion: str | None = "completion") -> DataParams:
-    return DataParams(csv=str(path), prompt_column="prompt", completion_column=completion, delimiter=None)
+    return DataParams(csv=str(path), prompt_column="prompt", completion_column=completion, delimiter=None, files=None)
 
 
 def split(column: str | None = None) -> SplitParams:
