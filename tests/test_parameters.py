@@ -21,6 +21,7 @@ from stages.parameters import read_all, read_section
 from stages.training.optimization import TrainParams, build_optimizer, learning_rate_factor
 from stages.training.plan import plan_training
 from stages.training.runtime import RuntimeParams
+from tests.training.conftest import network
 
 TOY = Path(__file__).parents[1] / "presets/toy.yaml"
 SECTIONS: dict[str, type[ParamsModel]] = {
@@ -153,11 +154,11 @@ def take_a_step(parameters: TrainParams) -> None:
     plan = plan_training(LARGEST_INTEGER, parameters, None, 1)
     assert plan.steps * plan.micro_batches < sys.maxsize
     assert 0 <= learning_rate_factor(plan.steps, parameters, plan.steps) <= 1
-    network = torch.nn.Linear(2, 2)
-    optimizer = build_optimizer(network, parameters)
-    network(torch.ones(1, 2)).sum().backward()
+    model = network(d_model=4, n_heads=1, n_layers=1)
+    optimizer = build_optimizer(model, parameters)
+    model(torch.zeros(1, 2, dtype=torch.int64)).sum().backward()
     if parameters.gradient_clip:
-        torch.nn.utils.clip_grad_norm_(network.parameters(), parameters.gradient_clip)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), parameters.gradient_clip)
     optimizer.step()
 
 

@@ -1,7 +1,7 @@
 """What build_dataset found is on the page of the training's run: figures, a curve of lengths, and both files."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import pytest
@@ -21,8 +21,8 @@ class RememberedRun(UnrecordedRun):
         for name, value in metrics.items():
             self.points.setdefault(name, {})[step] = value
 
-    def log_files(self, paths: object) -> None:
-        self.files += paths  # type: ignore[operator]
+    def log_files(self, paths: Iterable[Path]) -> None:
+        self.files += paths
 
 
 def test_figures_and_curves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 import fastapi
 import mlflow
@@ -71,7 +71,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture(scope="module")
 def application(served: Path) -> FastAPI:
     """MLflow's application around the model, which it loads as `mlflow models serve` does."""
-    return scoring_server.init(mlflow.pyfunc.load_model(str(served)))
+    return cast("FastAPI", scoring_server.init(mlflow.pyfunc.load_model(str(served))))
 
 
 @pytest.fixture(scope="module")
