@@ -33,8 +33,8 @@ pytestmark = pytest.mark.slow
 
 CLONES = 4
 LEARNING_RATES = ("0.02", "0.05")  # one after the other in each clone: eight trainings
-EPOCHS = 1500  # of two steps: some seconds, in which the server is restarted
-PATIENCE_SECONDS = 900
+EPOCHS = 400  # of two steps: some seconds, in which the server is restarted
+PATIENCE_SECONDS = 1800
 ADMIN_PASSWORD = secrets.token_hex(16)
 USER, USER_PASSWORD = "ada", f"{secrets.token_hex(16)} /@"
 

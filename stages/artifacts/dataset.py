@@ -4,7 +4,7 @@ metadata.json is deleted first and written last: a dataset without one is unfini
 """
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Self
 
 import pydantic
 
@@ -20,16 +20,19 @@ from stages.errors import UserError
 DATASET_FOLDER = Path("data/dataset")
 
 
+Natural = Annotated[int, pydantic.Field(ge=0)]
+
+
 class SplitMetadata(ParamsModel):
     """What one split holds."""
 
-    rows: int
+    rows: Natural
     """Rows of the CSV."""
-    tokens: int
+    tokens: Natural
     """All tokens, <EOS> included."""
-    scored_tokens: int
+    scored_tokens: Natural
     """Targets that carry loss."""
-    scored_bytes: int
+    scored_bytes: Natural
     """UTF-8 bytes of the text that those targets stand for; <EOS> stands for none."""
     sha256: str
     """Of the split's file: metadata.json stands for the whole folder where a fingerprint is taken of it."""
@@ -38,14 +41,20 @@ class SplitMetadata(ParamsModel):
 class DatasetMetadata(ParamsModel):
     """What was made of which text: all that a reader of the token shards has to know."""
 
-    vocabulary_size: int
+    vocabulary_size: Annotated[int, pydantic.Field(ge=1, le=2**24)]
     """How many tokens the vocabulary has."""
-    eos_id: int
+    eos_id: Natural
     """The id of <EOS>."""
     parameters: DatasetParams
     """How its tokens become windows, and which targets carry loss."""
     splits: dict[Split, SplitMetadata]
     """Each split by its name."""
+
+    @pydantic.model_validator(mode="after")
+    def _agree(self) -> Self:
+        if self.eos_id >= self.vocabulary_size:
+            raise ValueError(f"eos_id {self.eos_id:,} in a vocabulary of {self.vocabulary_size:,}")
+        return self
 
 
 def read_metadata(folder: Path = DATASET_FOLDER) -> DatasetMetadata:

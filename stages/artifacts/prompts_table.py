@@ -188,9 +188,13 @@ def find_tables(data_csv: str, pattern: str | None = None) -> list[Path]:
         Path.cwd(),
         Path(os.environ.get("DVC_ROOT", ".")),
     ]  # `dvc exp run --temp` works in a copy, with links out of it
-    if not path.is_absolute() and not any(path.resolve().is_relative_to(root.resolve()) for root in roots):
+    try:
+        target = path.resolve()
+    except RuntimeError:
+        raise UserError(f"data.csv: {data_csv}: its links lead in a circle; give the file itself") from None
+    if not path.is_absolute() and not any(target.is_relative_to(root.resolve()) for root in roots):
         raise UserError(
-            f"data.csv: {data_csv} lies outside of the project ({path.resolve()}), where DVC cannot follow it; "
+            f"data.csv: {data_csv} lies outside of the project ({target}), where DVC cannot follow it; "
             "copy it to data/, or give the absolute path"
         )
     files = _tables_in(path, pattern) if path.is_dir() else [path]

@@ -6,6 +6,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from stages.command_line import visible
 from stages.report.markdown import cell
 from stages.verdict.judge import Flip, Verdict
 from stages.verdict.words import FIGURE_COLUMNS, figure_cells, flips_title, group_cells, groups_title, notes, row_cell
@@ -19,13 +20,13 @@ GROUP_COLUMNS = ("rows", "A", "B", "B - A")
 
 def print_verdict(verdict: Verdict, console: Console) -> None:
     """Print a verdict: the sentence first, then figures, rows and groups."""
-    console.print(f"[bold]{escape(verdict.headline)}[/bold]\n")
+    console.print(f"[bold]{escape(visible(verdict.headline))}[/bold]\n")
     figures = _table(FIGURE_COLUMNS)
     for difference in verdict.differences:
         figures.add_row(*map(escape, figure_cells(difference)), style=COLOURS[difference.word])
     console.print(figures)
     for note in notes(verdict):
-        console.print(escape(note), style="dim")
+        console.print(escape(visible(note)), style="dim")
     if verdict.gained or verdict.lost:
         console.print(f"\n[bold]{flips_title(verdict)}[/bold]")
         for title, flips in (("Only B has right", verdict.gained), ("Only A has right", verdict.lost)):

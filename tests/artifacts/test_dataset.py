@@ -101,7 +101,11 @@ def test_metadata_round_trips_and_an_unfinished_dataset_has_none(tmp_path: Path)
         read_metadata(tmp_path)
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"vocabulary_size": "5"}'])
+@pytest.mark.parametrize("content", [
+    "", "{", "[]", "{}", '{"vocabulary_size": "5"}', "[" * 100_000, METADATA.model_dump_json().replace('"rows":2', '"rows":-2'),
+    METADATA.model_dump_json().replace('"eos_id":4', '"eos_id":5'),
+    METADATA.model_dump_json().replace('"vocabulary_size":5', '"vocabulary_size":' + "9" * 5000),
+])  # fmt: skip
 def test_foreign_metadata_is_refused(tmp_path: Path, content: str) -> None:
     (tmp_path / "metadata.json").write_text(content)
     with pytest.raises(UserError, match=r"metadata\.json: .*dvc repro build_dataset"):

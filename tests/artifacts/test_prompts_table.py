@@ -1,4 +1,6 @@
+import os
 import shlex
+import socket
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -12,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stages.artifacts import table_text
-from stages.artifacts.prompts_table import DataParams, read_prompts
+from stages.artifacts.prompts_table import DataParams, find_tables, read_prompts
 from stages.core.frames import place, rows_of
 from stages.core.split import SPLITS, Split, SplitParams, splits_of
 from stages.errors import UserError
@@ -345,3 +347,25 @@ def test_real_files_are_read_as_pandas_reads_them(name: str, prompt: str, comple
     ]
     as_pandas_reads_them = zip(frame[prompt], frame[completion], strict=True)
     assert read == [(p.replace("\r\n", "\n"), c.replace("\r\n", "\n")) for p, c in as_pandas_reads_them]
+
+
+@pytest.mark.parametrize("kind", ["a loop", "in a loop", "a pipe", "a socket", "a folder named as a table"])
+def test_a_path_that_is_no_file_is_told_and_not_waited_for(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    named = "x.csv"
+    match kind:
+        case "a loop":
+            Path(named).symlink_to(named)
+        case "in a loop":
+            Path("x").symlink_to("x")
+            named = "x/y.csv"
+        case "a pipe":
+            os.mkfifo(named)
+        case "a socket":
+            socket.socket(socket.AF_UNIX).bind(named)
+        case _:
+            Path(named).mkdir()
+    with pytest.raises(UserError, match=named):
+        find_tables(named)

@@ -152,6 +152,13 @@ def test_the_terminal_shows_every_word_and_no_text_becomes_a_command(verdict: Ve
     assert "\x1b[31m" not in text
 
 
+def test_a_name_of_a_run_controls_no_terminal(verdict: Verdict) -> None:
+    text = printed(replace(verdict, a="\x1b[2J", b="\x1b]0;title\x07"), 200)
+    assert r"A is \u001b[2J, B is \u001b]0;title\u0007" in text
+    assert "\x1b]" not in text
+    assert "\x1b[2J" not in text
+
+
 def test_markdown_holds_text_as_text(verdict: Verdict) -> None:
     text = to_markdown(verdict)
     assert "<script>" not in text
