@@ -103,21 +103,22 @@ def count_copies(keys: Mapping[Split, Iterable[RowKeys]]) -> dict[Split, Copies]
     """Compare the keys of each split, given in blocks, with one another; many are gone through in several passes."""
     rows = {split: sum(map(len, blocks)) for split, blocks in keys.items()}
     held_out = [split for split in SPLITS[1:] if rows[split]]
-    parts = -(-sum(rows.values()) // _KEYS_AT_ONCE)
+    parts = 1
+    while sum(rows.values()) > parts * _KEYS_AT_ONCE:
+        parts *= 2
     duplicates: Counter[Split] = Counter()
     shared: Counter[tuple[Split, Split]] = Counter()
     near: Counter[Split] = Counter()
     for part in range(parts):
         prompts = {split: _of_part(blocks, 0, part, parts) for split, blocks in keys.items()}
-        distinct = {split: np.unique(of_split) for split, of_split in prompts.items()}
         for split, of_split in prompts.items():
-            duplicates[split] += len(of_split) - len(distinct[split])
+            duplicates[split] += int(np.count_nonzero(of_split[1:] == of_split[:-1]))
             for other in SPLITS:
-                if other != split and len(of_split) and len(distinct[other]):
-                    shared[split, other] += int(np.isin(of_split, distinct[other]).sum())
-        training = np.unique(_of_part(keys["train"] if held_out else (), 1, part, parts))
+                if other != split:
+                    shared[split, other] += _count_in(of_split, prompts[other])
+        training = _of_part(keys["train"] if held_out else (), 1, part, parts)
         for split in held_out:
-            near[split] += int(np.isin(_of_part(keys[split], 1, part, parts), training).sum())
+            near[split] += _count_in(_of_part(keys[split], 1, part, parts), training)
     return {
         split: Copies(
             duplicates[split], {other: shared[split, other] for other in SPLITS if other != split}, near[split]
@@ -127,8 +128,17 @@ def count_copies(keys: Mapping[Split, Iterable[RowKeys]]) -> dict[Split, Copies]
 
 
 def _of_part(blocks: Iterable[RowKeys], which: int, part: int, parts: int) -> npt.NDArray[np.int64]:
-    columns = [block[:, which] for block in blocks]
-    return np.concatenate([keys[keys % parts == part] for keys in columns] or [np.empty(0, np.int64)])
+    """Return the keys with these last bits, sorted."""
+    columns = (block[:, which] for block in blocks)  # one block in memory
+    return np.sort(np.concatenate([keys[keys & (parts - 1) == part] for keys in columns] or [np.empty(0, np.int64)]))
+
+
+def _count_in(keys: npt.NDArray[np.int64], others: npt.NDArray[np.int64]) -> int:
+    """Return how many sorted keys are among others, which are sorted too: np.isin would sort both again."""
+    if len(keys) == 0 or len(others) == 0:
+        return 0
+    places = np.minimum(np.searchsorted(others, keys), len(others) - 1)
+    return int(np.count_nonzero(others[places] == keys))
 
 
 def data_figures(

@@ -53,7 +53,8 @@ def normalise(texts: pa.StringArray) -> pa.StringArray:
     texts = pa.StringArray.from_buffers(len(texts), pa.py_buffer(offsets), pa.py_buffer(data))
     there = np.diff(offsets) > 0
     edges = np.concatenate([offsets[:-1][there], offsets[1:][there] - 1])
-    at_edges = (np.frombuffer(data, np.uint8)[edges] == ord(" ")).any()
-    if at_edges or b"  " in data or any(space in data for space in _OTHER_SPACES):
+    spaces = np.frombuffer(data, np.uint8) == ord(" ")
+    others = any(space[:1] in data and space in data for space in _OTHER_SPACES)  # one byte is found ten times as fast
+    if others or spaces[edges].any() or (spaces[1:] & spaces[:-1]).any():
         texts = compute.utf8_trim(compute.replace_substring_regex(texts, _SPACES, " "), " ")
     return texts
