@@ -239,7 +239,7 @@ def photograph_files(camera: Camera, project: Path) -> None:
 def verdict_in_colours(project: Path, a: str, b: str) -> str:
     """Return what a verdict prints in a terminal, with its colours; metrics/verdict.html is then that page."""
     command = [sys.executable, "-m", "stages.commands.verdict", a, b]
-    colours = {"FORCE_COLOR": "1", "COLUMNS": str(TERMINAL_WIDTH)}
+    colours = {"FORCE_COLOR": "1", "TERM": "xterm-256color", "COLUMNS": str(TERMINAL_WIDTH)}
     print("$", *command, flush=True)
     done = subprocess.run(
         command, cwd=project, env=clean_environment() | colours, check=True, capture_output=True, text=True
@@ -254,7 +254,7 @@ def photograph_verdict(camera: Camera, project: Path, said: str) -> None:
     terminal = project / "verdict-terminal.html"
     terminal.write_text(console.export_html(), encoding="utf-8")
     camera.open(terminal.as_uri(), "figure")
-    camera.take("verdict-terminal", 17 * said.count("\n") + 40)
+    camera.take("verdict-terminal", 20 * said.count("\n") + 20)
     camera.open((project / "metrics/verdict.html").as_uri(), "Figures")
     camera.take("verdict", 900)
 
