@@ -113,7 +113,9 @@ def judge(a: Runs, b: Runs) -> Verdict:
     same_tokens = all(np.array_equal(first.tokens, other.tokens) for other in [*a.tables, *b.tables])
     differences = compare(a.tables, b.tables, same_tokens=same_tokens)
     figure = next(
-        name for name in ("completion_exact_match", "loss", "bits_per_byte") if name in {d.name for d in differences}
+        name
+        for name in ("completion_exact_match", "loss", "bits_per_byte")
+        if any(each.name == name and (each.a or each.b) for each in differences)
     )
     return Verdict(
         a.name,
