@@ -20,6 +20,8 @@ from typing import Any
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from PIL import Image
+from rich.console import Console
+from rich.text import Text
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
@@ -34,6 +36,7 @@ SECONDS = 60
 EXPERIMENTS = {"shorter": "train.max_steps=1000", "wider": "model.d_model=96", "slower": "train.learning_rate=0.001"}
 SWEEP = "train.learning_rate=0.016,0.008,0.002,0.0005"
 COLOURS = 128
+TERMINAL_WIDTH = 120
 
 
 def main() -> None:
@@ -50,6 +53,7 @@ def main() -> None:
         for name, change in EXPERIMENTS.items():
             run(project, "dvc", "exp", "run", "--quiet", "--name", name, "--set-param", change)
         run(project, "dvc", "plots", "diff", "main", "wider", "slower")
+        said = verdict_in_colours(project, "main", "shorter")
         server = subprocess.Popen(
             [sys.executable, "-m", "stages.commands.ui", "--port", str(PORT)],
             cwd=project,
@@ -64,6 +68,7 @@ def main() -> None:
             wait_for_server()
             photograph_mlflow(camera, project, pages)
             photograph_files(camera, project)
+            photograph_verdict(camera, project, said)
             sweep(project)
             photograph_sweep(camera, project)
         finally:
@@ -229,6 +234,29 @@ def photograph_files(camera: Camera, project: Path) -> None:
     camera.take("report-phone", 1200)
     camera.open((project / "dvc_plots/index.html").as_uri(), "Plots", height=1330)
     camera.take("plots")
+
+
+def verdict_in_colours(project: Path, a: str, b: str) -> str:
+    """Return what a verdict prints in a terminal, with its colours; metrics/verdict.html is then that page."""
+    command = [sys.executable, "-m", "stages.commands.verdict", a, b]
+    colours = {"FORCE_COLOR": "1", "TERM": "xterm-256color", "COLUMNS": str(TERMINAL_WIDTH)}
+    print("$", *command, flush=True)
+    done = subprocess.run(
+        command, cwd=project, env=clean_environment() | colours, check=True, capture_output=True, text=True
+    )
+    return done.stdout
+
+
+def photograph_verdict(camera: Camera, project: Path, said: str) -> None:
+    """Take a verdict in the terminal and as a page."""
+    console = Console(width=TERMINAL_WIDTH, record=True, file=io.StringIO())
+    console.print(Text.from_ansi(said))
+    terminal = project / "verdict-terminal.html"
+    terminal.write_text(console.export_html(), encoding="utf-8")
+    camera.open(terminal.as_uri(), "figure")
+    camera.take("verdict-terminal", 20 * said.count("\n") + 20)
+    camera.open((project / "metrics/verdict.html").as_uri(), "Figures")
+    camera.take("verdict", 900)
 
 
 if __name__ == "__main__":

@@ -68,6 +68,19 @@ def test_every_parameter_is_tracked_by_a_stage() -> None:
     assert {name for name in tracked if "." in name} <= keys
 
 
+def test_no_section_is_tracked_whole_that_has_a_key_which_the_run_cache_overlooks() -> None:
+    """DVC leaves out ``size`` and ``nfiles`` at any depth where it looks for an earlier run: it means those of files."""
+    sections = YAML(typ="safe").load(ROOT / "params.yaml")
+
+    def overlooked(value: Any) -> bool:
+        return isinstance(value, dict) and any(
+            name in ("size", "nfiles") or overlooked(inner) for name, inner in value.items()
+        )
+
+    tracked = {name for stage in STAGES.values() for name in stage["params"]}
+    assert {name for name in tracked if overlooked(sections.get(name))} == set()
+
+
 ALLOWED_IN_CORE = {"torch", "numpy", "pyarrow", "pydantic", "tokenizers", "tiktoken", "stages"}
 
 

@@ -17,6 +17,8 @@ from stages.tracking.store import keep_view
 from stages.tracking.workspace import masked, tracking_uri
 
 HOST = "127.0.0.1"
+PROJECT = Path(__file__).parents[2]
+PLUGIN = PROJECT / "stages/tracking/plugin"  # where MLflow finds stages.tracking.pages
 SECONDS_TO_END = 5.0
 
 VIEW_KEY = "pipeline"
@@ -57,9 +59,10 @@ def main() -> None:
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "MLFLOW_LOGGING_LEVEL": level,
         "MLFLOW_BACKEND_STORE_URI": uri,  # not an argument, which every user of the machine could read
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(PLUGIN), str(PROJECT), os.environ.get("PYTHONPATH")])),
     }
     arguments = ["ui", "--workers", "1", "--host", HOST, "--port", str(options.port)]
-    arguments += ["--uvicorn-opts", f"--log-level {level}"]
+    arguments += ["--app-name", "pipeline", "--uvicorn-opts", f"--log-level {level}"]
     serve([str(program), *arguments], environment)
 
 

@@ -112,8 +112,9 @@ def judge(a: Runs, b: Runs) -> Verdict:
     first = a.tables[0]
     same_tokens = all(np.array_equal(first.tokens, other.tokens) for other in [*a.tables, *b.tables])
     differences = compare(a.tables, b.tables, same_tokens=same_tokens)
+    names = {each.name for each in differences if each.a or each.b}
     figure = next(
-        name for name in ("completion_exact_match", "loss", "bits_per_byte") if name in {d.name for d in differences}
+        (name for name in ("completion_exact_match", "loss", "bits_per_byte") if name in names), differences[0].name
     )
     return Verdict(
         a.name,

@@ -5,6 +5,7 @@ import logging
 import re
 import subprocess
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 import dvc.api
@@ -102,13 +103,14 @@ def _read_revision(revision: str) -> bytes | None:
 
 
 def cached_scores(revisions: Iterable[str]) -> dict[str, ScoreTable]:
-    """Return the scores of revisions, as far as DVC's cache has them; "workspace" is a revision too."""
+    """Return the scores of revisions, as far as DVC's cache has them and they can be read; "workspace" is a revision too."""
     tables = {}
     with Repo() as repo:
         for revision in revisions:
             path = SCORES_FILE if revision == WORKSPACE else _path_in_cache(repo, revision)
             if path is not None and path.exists():
-                tables[revision] = read_scores(path.read_bytes(), f"{revision}: {SCORES_FILE}")
+                with suppress(UserError):  # of an earlier version of the project: a table of figures does without
+                    tables[revision] = read_scores(path.read_bytes(), f"{revision}: {SCORES_FILE}")
     return tables
 
 

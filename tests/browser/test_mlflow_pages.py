@@ -87,6 +87,22 @@ def test_the_compare_page_shows_names_parameters_and_a_chart(browser: Browser, s
     WebDriverWait(browser, SECONDS).until(lambda page: page.find_elements(By.CSS_SELECTOR, ".js-plotly-plot svg"))
 
 
+@pytest.mark.usefixtures("server")
+def test_a_run_opens_under_training_not_among_pages_of_genai(browser: Browser, store: Path) -> None:
+    open_page(browser, printed(store, "runs"), "faster")
+    browser.find_element(By.PARTIAL_LINK_TEXT, "faster").click()
+    WebDriverWait(browser, SECONDS).until(lambda page: "Results on 10 test rows" in page.page_source)
+    text = browser.find_element(By.TAG_NAME, "body").text
+    assert "Runs\nModels" in text
+    assert "Judges" not in text
+
+
+def test_the_answers_of_several_runs_are_side_by_side(browser: Browser, experiment: str) -> None:
+    """As a table of what was asked; which column is compared, a person chooses: here it is ``expected``."""
+    query = "workflowType=machine_learning&compareRunsMode=ARTIFACT"
+    open_page(browser, f"{experiment}?{query}", "Table:\nsamples.json", "Group by:\nprompt", "2+3=")
+
+
 def test_a_run_tells_its_results_and_the_way_back(browser: Browser, experiment: str, store: Path) -> None:
     open_page(browser, f"{experiment}/{run_ids(store)[1]}", "faster", "Results on 10 test rows", "next_token_accuracy")
     query = "select value from tags where key = 'mlflow.note.content' and run_uuid = ?"

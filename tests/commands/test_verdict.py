@@ -11,7 +11,7 @@ from stages.artifacts.scores_parquet import SCORES_FILE, write_scores
 from stages.core.score_table import ScoreTable
 from stages.errors import UserError
 from stages.tracking.store import find_experiment
-from stages.verdict.sources import find_runs
+from stages.verdict.sources import cached_scores, find_runs
 from tests.project import ROOT, Project
 from tests.verdict.tables import Truth
 
@@ -92,6 +92,18 @@ def test_a_run_of_mlflow_is_found_by_its_name_and_its_id(inside: Path, tables: d
         client.log_artifact(each.info.run_id, str(inside / "elsewhere/data/scores.parquet"), "data")
     assert first_loss(run.info.run_id) == [tables["same"].loss_sum[0]]
     assert first_loss("train-1234567 model.d_model=3") == [tables["same"].loss_sum[0]]
+
+
+def test_scores_that_cannot_be_read_keep_no_table_of_experiments_from_being_made(
+    inside: Path, tables: dict[str, ScoreTable]
+) -> None:
+    kept = SCORES_FILE.read_bytes()
+    try:
+        SCORES_FILE.unlink()
+        SCORES_FILE.write_bytes(b"of an earlier version")
+        assert set(cached_scores(["workspace", "main"])) == {"main"}
+    finally:
+        SCORES_FILE.write_bytes(kept)
 
 
 @pytest.mark.parametrize(("name", "message"), [

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Any, cast
+from typing import Any
 
 import fastapi
 import mlflow
@@ -71,7 +71,8 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture(scope="module")
 def application(served: Path) -> FastAPI:
     """MLflow's application around the model, which it loads as `mlflow models serve` does."""
-    return cast("FastAPI", scoring_server.init(mlflow.pyfunc.load_model(str(served))))
+    made: FastAPI = scoring_server.init(mlflow.pyfunc.load_model(str(served)))
+    return made
 
 
 @pytest.fixture(scope="module")
@@ -194,7 +195,7 @@ def test_mlflow_evaluates_the_model_offline(served: Path, tmp_path: Path, monkey
     (right, _) = mlflow.pyfunc.load_model(str(served)).predict(["abc", "d"])
     rows = pd.DataFrame({"prompt": ["abc", "d"], "expected": [right["completion"], "not this"]})
     with mlflow.start_run():
-        result = mlflow.models.evaluate(
+        result = mlflow.models.evaluate(  # type: ignore[no-untyped-call]
             str(served), rows, targets="expected", predictions="completion", extra_metrics=[exact_match()]
         )
     assert result.metrics["exact_match/v1"] == 0.5
