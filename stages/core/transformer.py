@@ -27,7 +27,7 @@ from stages.core.kernels import Dropout, attend, to_attention_dtype
 from stages.core.windows import ContextParams
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from stages.core.kernels import Attend, Definition
 
@@ -250,7 +250,7 @@ def squared_relu(x: Tensor) -> Tensor:
     return functional.relu(x).square()
 
 
-ACTIVATIONS = {
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": functional.gelu,
     "gelu_tanh": partial(functional.gelu, approximate="tanh"),
     "relu2": squared_relu,
