@@ -27,6 +27,10 @@ class Engine(Protocol):
     def tolerance(self) -> float:
         """How far a log-probability may be from ours, as a share of the largest logit."""
 
+    @property
+    def spare(self) -> int:
+        """How many tokens of the context it keeps free when it is asked for logits."""
+
     def encode(self, text: str) -> list[int]:
         """Return the token ids of a prompt by the export's own tokenizer, ended as the model was taught."""
 

@@ -106,6 +106,7 @@ class Transformers:
     """transformers, with a folder opened."""
 
     tolerance = 1e-3
+    spare = 0
 
     def __init__(self, folder: Path, vocabulary: Vocabulary) -> None:
         """Open a folder.

@@ -209,6 +209,7 @@ class LlamaCpp:
     """llama.cpp by the package xllamacpp, with a file opened; in float32 throughout."""
 
     tolerance = 1e-3
+    spare = 1  # for the token that it must choose to say what it thinks of all
 
     def __init__(self, folder: Path, vocabulary: Vocabulary) -> None:
         """Open model.gguf.

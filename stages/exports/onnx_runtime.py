@@ -78,6 +78,7 @@ class OnnxRuntime:
     """ONNX Runtime, with a file opened."""
 
     tolerance = 1e-3
+    spare = 0
 
     def __init__(self, folder: Path, vocabulary: Vocabulary) -> None:
         """Open model.onnx and tokenizer.json.

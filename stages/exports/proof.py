@@ -117,7 +117,10 @@ def prove(
         for number in different
     )
     texts = [[*questions[number].prompt, *ours[number]] for number in spread(len(questions), MOST_TEXTS)]
-    differences = [_differences(model.network, engine, text[: model.network.config.context_length]) for text in texts]
+    differences = [
+        _differences(model.network, engine, text[: model.network.config.context_length - engine.spare])
+        for text in texts
+    ]
     encodings = [_encodes_alike(engine, model, vocabulary, question.prompt) for question in questions]
     return Proof(
         export=export,

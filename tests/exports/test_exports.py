@@ -183,6 +183,21 @@ def test_what_llama_cpp_cannot_say_is_refused_by_name(
     assert str(refused.value).startswith(named)
 
 
+@pytest.mark.parametrize("shape", [{}, {"positions": "learned", "norm": "layer", "feed_forward": "gelu_tanh"}])
+def test_llama_cpp_reads_a_text_as_long_as_the_context(shape: dict[str, Any], tmp_path: Path) -> None:
+    """It refuses one of which no token is left for its answer."""
+    pytest.importorskip("xllamacpp")
+    vocabulary = VOCABULARIES["character"]
+    model = random_model(LLAMA | shape, vocabulary)
+    write_gguf(tmp_path, model, vocabulary)
+    token_ids = torch.randint(vocabulary.size - 1, (CONTEXT - 1,), generator=torch.Generator().manual_seed(1))
+    whole = [Question(tuple(token_ids.tolist()), 1)]  # with its completion as long as the context
+    engine = FORMATS["gguf"].open(tmp_path, vocabulary)
+    proof = prove(engine, model, vocabulary, whole, export="gguf", fingerprint="0" * 16, split="test")
+    assert proof.equal_completions == proof.compared_positions == 1
+    assert proof.largest_difference < proof.tolerance
+
+
 @pytest.mark.slow
 def test_llama_cpp_serves_the_completions_api(tmp_path: Path) -> None:
     """As docs/export.md has it, whole and as a stream."""
