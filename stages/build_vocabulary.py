@@ -1,4 +1,4 @@
-"""Build data/vocabulary.json from the training rows of the table, or take a ready tokenizer for it.
+"""Build data/vocabulary.json from the training rows of the table, or take a pretrained tokenizer for it.
 
 Reads the sections data, split and vocabulary of params.yaml.
 """
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from stages.artifacts.prompts_table import DataParams, read_prompts
-from stages.artifacts.vocabulary_json import VOCABULARY_FILE, read_ready_tokenizer, write_vocabulary
+from stages.artifacts.vocabulary_json import VOCABULARY_FILE, read_pretrained_tokenizer, write_vocabulary
 from stages.command_line import command_parser, run_stage, with_progress
 from stages.core.frames import Frame, UnusableTextError, place, rows_of
 from stages.core.split import SplitParams
@@ -25,7 +25,7 @@ def main() -> None:
     split = read_section("split", SplitParams)
     parameters = read_section("vocabulary", VocabularyParams)
     if parameters.file is not None:
-        vocabulary = read_ready_tokenizer(Path(parameters.file), parameters)
+        vocabulary = read_pretrained_tokenizer(Path(parameters.file), parameters)
         write_vocabulary(vocabulary)
         if not quiet:
             print(

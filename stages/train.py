@@ -32,7 +32,7 @@ from stages.training.optimization import TrainParams
 from stages.training.runtime import RuntimeParams
 
 METRICS_FILE = Path("metrics/train.json")
-READY_MODELS = Path("ready/models")
+PRETRAINED_MODELS = Path("pretrained/models")
 """Where weights to begin from must lie: DVC knows the stage by all that is there."""
 
 
@@ -109,9 +109,9 @@ def start_folder(start_from: str) -> Path:
     """
     folder = Path(start_from)
     named = f"params.yaml: train.start_from: {folder}"
-    if READY_MODELS not in folder.parents or ".." in folder.parts:
+    if PRETRAINED_MODELS not in folder.parents or ".." in folder.parts:
         raise UserError(
-            f"{named}: allowed: a folder in {READY_MODELS}/, which DVC tracks; put it there: cp -r {folder} {READY_MODELS}/"
+            f"{named}: allowed: a folder in {PRETRAINED_MODELS}/, which DVC tracks; put it there: cp -r {folder} {PRETRAINED_MODELS}/"
         )
     if not folder.is_dir():
         raise UserError(f"{named}: no folder there; put it there, or set null to begin with random weights")

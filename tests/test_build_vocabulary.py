@@ -82,25 +82,25 @@ def test_the_stage_imports_no_more_than_it_needs(stage: str) -> None:
     assert not {"torch", "lightning", "mlflow", "pandas", "safetensors", "transformers"} & set(imported)
 
 
-def test_a_ready_tokenizer_is_taken_with_its_ids(project: Path) -> None:
-    folder = project / "ready/tokenizers"
+def test_a_pretrained_tokenizer_is_taken_with_its_ids(project: Path) -> None:
+    folder = project / "pretrained/tokenizers"
     folder.mkdir(parents=True)
     build(project)
     ready = (project / "data/vocabulary.json").read_text().replace('"CNN": 2', '"RNN": 2')
     (folder / "mine.json").write_text(ready)
-    name = PARAMETERS.replace("unknown_token: false", "unknown_token: false, file: ready/tokenizers/mine.json")
+    name = PARAMETERS.replace("unknown_token: false", "unknown_token: false, file: pretrained/tokenizers/mine.json")
     (project / "params.yaml").write_text(name)
     done = build(project)
-    assert done.stdout == "vocabulary: 5 tokens (word) of ready/tokenizers/mine.json -> data/vocabulary.json\n"
+    assert done.stdout == "vocabulary: 5 tokens (word) of pretrained/tokenizers/mine.json -> data/vocabulary.json\n"
     assert (project / "data/vocabulary.json").read_text() == ready
 
     for old, new, message in (
-        ("mine.json", "absent.json", "params.yaml: vocabulary.file: ready/tokenizers/absent.json: not found; put it there"),
-        ("ready/tokenizers/mine.json", "mine.json", "put it there: cp mine.json ready/tokenizers/"),
-        ("ready/tokenizers/mine.json", "ready/tokenizers/../../data/vocabulary.json", "allowed: a file in ready/tokenizers/"),
-        ("tokenizer: word", "tokenizer: bpe", "vocabulary.tokenizer: found bpe, but ready/tokenizers/mine.json is of the kind word"),
+        ("mine.json", "absent.json", "params.yaml: vocabulary.file: pretrained/tokenizers/absent.json: not found; put it there"),
+        ("pretrained/tokenizers/mine.json", "mine.json", "put it there: cp mine.json pretrained/tokenizers/"),
+        ("pretrained/tokenizers/mine.json", "pretrained/tokenizers/../../data/vocabulary.json", "allowed: a file in pretrained/tokenizers/"),
+        ("tokenizer: word", "tokenizer: bpe", "vocabulary.tokenizer: found bpe, but pretrained/tokenizers/mine.json is of the kind word"),
         ("mine.json", "mine.json, eos_token: <END>", "no token <END>, which ends a text; name it as vocabulary.eos_token"),
-        ("file: ready/tokenizers/mine.json", "eos_token: <END>", "eos_token: found '<END>'; allowed without a file: null"),
+        ("file: pretrained/tokenizers/mine.json", "eos_token: <END>", "eos_token: found '<END>'; allowed without a file: null"),
         ("mine.json", "broken.json", "broken.json: not a tokenizer.json of the tokenizers library"),
     ):  # fmt: skip
         (folder / "broken.json").write_text('{"model": 7}')

@@ -10,15 +10,15 @@ from tokenizers import Tokenizer
 
 from stages.artifacts.atomic import atomic_file
 from stages.artifacts.regular_file import check_file
-from stages.core.ready_tokenizer import take_tokenizer
+from stages.core.pretrained_tokenizer import take_tokenizer
 from stages.core.vocabulary import Vocabulary, VocabularyParams
 from stages.errors import UserError
 
 LOG = logging.getLogger(__name__)
 
 VOCABULARY_FILE = Path("data/vocabulary.json")
-READY_TOKENIZERS = Path("ready/tokenizers")
-"""Where a ready tokenizer must lie: DVC knows the stage by all that is there."""
+PRETRAINED_TOKENIZERS = Path("pretrained/tokenizers")
+"""Where a pretrained tokenizer must lie: DVC knows the stage by all that is there."""
 
 
 def write_vocabulary(vocabulary: Vocabulary, path: Path = VOCABULARY_FILE) -> None:
@@ -49,16 +49,16 @@ def read_vocabulary(path: Path = VOCABULARY_FILE) -> Vocabulary:
         raise UserError(f"{path}: not a vocabulary ({error}); build it anew with: dvc repro build_vocabulary") from None
 
 
-def read_ready_tokenizer(path: Path, parameters: VocabularyParams) -> Vocabulary:
+def read_pretrained_tokenizer(path: Path, parameters: VocabularyParams) -> Vocabulary:
     """Read the tokenizer.json that params.yaml names as vocabulary.file.
 
     Raises:
         UserError: it is absent, elsewhere, damaged, of a kind that is not supported, or not what vocabulary.tokenizer says.
     """
     named = f"params.yaml: vocabulary.file: {path}"
-    if READY_TOKENIZERS not in path.parents or ".." in path.parts:
+    if PRETRAINED_TOKENIZERS not in path.parents or ".." in path.parts:
         raise UserError(
-            f"{named}: allowed: a file in {READY_TOKENIZERS}/, which DVC tracks; put it there: cp {path} {READY_TOKENIZERS}/"
+            f"{named}: allowed: a file in {PRETRAINED_TOKENIZERS}/, which DVC tracks; put it there: cp {path} {PRETRAINED_TOKENIZERS}/"
         )
     LOG.info("reading %s", path)
     try:

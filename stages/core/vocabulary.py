@@ -82,7 +82,7 @@ class VocabularyParams(ParamsModel):
     unknown_token: bool
     """word and character only: add <UNK> for what the training rows do not hold; without it, that is an error."""
     file: str | None = None
-    """A tokenizer.json under ready/tokenizers/ that is taken unchanged; null: one is built from the training rows."""
+    """A tokenizer.json under pretrained/tokenizers/ that is taken unchanged; null: one is built from the training rows."""
     eos_token: str | None = None
     """The token of that file that ends a text; null: found by its usual names."""
 
@@ -513,7 +513,7 @@ def _repeated_words(frames: Iterable[Frame]) -> Iterator[str]:
 
 
 def _find_eos(tokenizer: Tokenizer) -> int:
-    """Return the id of <EOS>, or of the one token with which a ready tokenizer ends every text.
+    """Return the id of <EOS>, or of the one token with which a pretrained tokenizer ends every text.
 
     Raises:
         UserError: there is none.

@@ -17,7 +17,7 @@ from tokenizers import Tokenizer
 from stages.artifacts.metrics_json import read_json
 from stages.artifacts.model_weights import CONFIG, WEIGHTS, SavedModel, read_network
 from stages.artifacts.vocabulary_json import VOCABULARY_FILE, read_vocabulary
-from stages.core.ready_tokenizer import take_tokenizer
+from stages.core.pretrained_tokenizer import take_tokenizer
 from stages.core.transformer import Transformer, TransformerConfig
 from stages.errors import UserError
 from stages.exports.twins import NORM_EPSILON, ROTARY_BASE, Twin, find_twin, weights_of_twin
@@ -204,7 +204,7 @@ def _refuse_other_tokens(folder: Path, vocabulary: Vocabulary) -> None:
         )
         raise UserError(
             f"params.yaml: vocabulary: {path} has the token {example!r} under {theirs.get(example, 'no id')}, but {VOCABULARY_FILE} "
-            f"under {vocabulary.token_to_id.get(example, 'no id')}; set vocabulary.file to a copy of it in ready/tokenizers/"
+            f"under {vocabulary.token_to_id.get(example, 'no id')}; set vocabulary.file to a copy of it in pretrained/tokenizers/"
         )
 
 

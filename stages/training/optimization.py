@@ -62,7 +62,7 @@ class TrainParams(ParamsModel):
     patience: Count | None
     """Stop after this many validations without a lower loss; null never stops early."""
     start_from: str | None = None
-    """A folder in ready/models/ whose weights the training begins with; null: random ones."""
+    """A folder in pretrained/models/ whose weights the training begins with; null: random ones."""
 
     @pydantic.model_validator(mode="after")
     def _check(self) -> Self:

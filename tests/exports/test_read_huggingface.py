@@ -249,13 +249,13 @@ def test_an_earlier_model_of_the_project_comes_in(tmp_path: Path) -> None:
 
 def test_weights_elsewhere_are_not_tracked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    Path("ready/models/mine").mkdir(parents=True)
-    assert start_folder("ready/models/mine") == Path("ready/models/mine")
-    for elsewhere in ("data/model", "ready/models", "ready/models/../x", "/tmp/x"):
+    Path("pretrained/models/mine").mkdir(parents=True)
+    assert start_folder("pretrained/models/mine") == Path("pretrained/models/mine")
+    for elsewhere in ("data/model", "pretrained/models", "pretrained/models/../x", "/tmp/x"):
         with pytest.raises(UserError, match=r"train.start_from: .* put it there: cp -r"):
             start_folder(elsewhere)
     with pytest.raises(UserError, match="no folder there"):
-        start_folder("ready/models/absent")
+        start_folder("pretrained/models/absent")
 
 
 def test_gguf_and_onnx_are_no_models_to_load(tmp_path: Path) -> None:

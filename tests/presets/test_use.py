@@ -133,7 +133,7 @@ def test_a_text_for_characters(project: Path, monkeypatch: pytest.MonkeyPatch) -
     ("arguments", "complaint"),
     [
         (["adition"], "no preset 'adition'; did you mean addition"),
-        (["xyz"], "no preset 'xyz'; allowed: addition, characters, gpt2, text, toy"),
+        (["xyz"], "no preset 'xyz'; allowed: addition, characters, finetune, gpt2, text, toy"),
         (["toy", "--text", "input.txt"], "the preset toy reads no text"),
     ],
 )

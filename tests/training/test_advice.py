@@ -41,6 +41,6 @@ def test_a_large_training_is_measured(capsys: pytest.CaptureFixture[str]) -> Non
 
 def test_the_rate_of_a_first_training_is_named_where_weights_came_in(capsys: pytest.CaptureFixture[str]) -> None:
     for rate, named in ((0.01, True), (0.0001, False)):
-        parameters = train_parameters(learning_rate=rate, min_learning_rate=0.0, start_from="ready/models/first")
+        parameters = train_parameters(learning_rate=rate, min_learning_rate=0.0, start_from="pretrained/models/first")
         print_advice(network(), examples(), parameters, runtime_parameters())
         assert ("train.learning_rate 0.01 is that of a first training" in capsys.readouterr().err) == named

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from stages.core.ready_tokenizer import take_tokenizer
+from stages.core.pretrained_tokenizer import take_tokenizer
 from stages.core.rows import encode_rows
 from stages.core.vocabulary import Vocabulary, VocabularyParams, build_vocabulary
 from stages.errors import UserError
