@@ -42,7 +42,7 @@ def start_sampling() -> Callable[[], Mapping[str, float]]:
     """Return what measures the use of processor, memory, disk, network and GPUs since it was called last, or since now."""
     from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor  # noqa: PLC0415 - takes a while
 
-    monitor: Any = SystemMetricsMonitor(run_id=None)  # type: ignore[no-untyped-call]
+    monitor: Any = SystemMetricsMonitor(run_id=None)
 
     def sample() -> Mapping[str, float]:
         monitor.collect_metrics()

@@ -195,7 +195,7 @@ def test_mlflow_evaluates_the_model_offline(served: Path, tmp_path: Path, monkey
     (right, _) = mlflow.pyfunc.load_model(str(served)).predict(["abc", "d"])
     rows = pd.DataFrame({"prompt": ["abc", "d"], "expected": [right["completion"], "not this"]})
     with mlflow.start_run():
-        result = mlflow.models.evaluate(  # type: ignore[no-untyped-call]
+        result = mlflow.models.evaluate(
             str(served), rows, targets="expected", predictions="completion", extra_metrics=[exact_match()]
         )
     assert result.metrics["exact_match/v1"] == 0.5
