@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any, Self
 
 import optuna
+from ruamel.yaml import YAML
 
+from stages.errors import UserError
 from stages.search.space import Space, as_setting, format_value
 from stages.search.study import FOLDER, best_trial
 from stages.tracking.search_runs import SearchRun
@@ -85,10 +87,11 @@ class Trials:
         self._run.end(figures, [picture] if picture else [], finished=finished)
 
     def _experiment(self, experiment: str, values: dict[str, Any], trial: optuna.Trial | None) -> float:
+        settings = self._space.fixed | {name: as_setting(value) for name, value in values.items()}
         earlier = _read_metric(experiment, self._metric)
         if earlier is not None:
+            _check_settings(experiment, settings)
             return earlier
-        settings = self._space.fixed | {name: as_setting(value) for name, value in values.items()}
         command = ["dvc", "exp", "run", "--temp", "--name", experiment]
         for name, value in settings.items():
             command += ["--set-param", f"{name}={value}"]
@@ -155,17 +158,37 @@ def _is_untracked(path: str) -> bool:
     return not _git("ls-files", "--", path)
 
 
+def _reference(experiment: str) -> str:
+    """Return where git keeps an experiment of the present commit."""
+    commit = _git("rev-parse", "HEAD")
+    return f"refs/exps/{commit[:2]}/{commit[2:]}/{experiment}"
+
+
 def _read_metric(experiment: str, metric: str) -> float | None:
     """Return a figure of a finished experiment; None where there is none."""
-    found = [line.split() for line in _git("for-each-ref", "--format=%(refname)", "refs/exps").splitlines()]
-    reference = next((name for (name,) in found if name.endswith(f"/{experiment}")), None)
-    if reference is None:
-        return None
     for path in METRICS_FILES:
-        text = _git("show", f"{reference}:{path}")
+        text = _git("show", f"{_reference(experiment)}:{path}")
         if text and metric in (figures := json.loads(text)):
             return float(figures[metric])
     return None
+
+
+def _check_settings(experiment: str, settings: dict[str, str]) -> None:
+    """Check that an experiment which is there already is the trial that is wanted, as after a search was stopped.
+
+    Raises:
+        UserError: it has other values.
+    """
+    parse = YAML(typ="safe").load
+    parameters = parse(_git("show", f"{_reference(experiment)}:params.yaml")) or {}
+    for name, value in settings.items():
+        section, key = name.split(".")
+        found = parameters.get(section, {}).get(key)
+        if found != parse(value):
+            raise UserError(
+                f"{experiment}: an experiment of this name is there already, with {name} {format_value(found)} where this search "
+                f"has {value}; take another --name, or remove those: dvc exp remove {experiment} ..."
+            )
 
 
 def _git(*arguments: str) -> str:
