@@ -88,7 +88,12 @@ def test_the_table_has_every_other_command() -> None:
     assert COMMANDS.keys() | TESTED_APART == set(MODULES)
 
 
-@pytest.mark.parametrize("module", COMMANDS)
+LONG_COMMANDS = ("stages.train", "stages.evaluate")
+
+
+@pytest.mark.parametrize(
+    "module", [pytest.param(name, marks=[pytest.mark.slow] if name in LONG_COMMANDS else []) for name in COMMANDS]
+)
 def test_quiet_leaves_results_and_verbose_adds_a_log(module: str, trained: Project) -> None:
     arguments, result, logged = COMMANDS[module]
     quiet = trained.run("python", "-m", module, "--quiet", *arguments)

@@ -33,7 +33,10 @@ check_store()
 """
 
 
-@pytest.mark.parametrize("address", ["sqlite:///{}/shared/runs.db", "sqlite:///../shared/runs.db"])
+@pytest.mark.parametrize(
+    "address",
+    [pytest.param("sqlite:///{}/shared/runs.db", marks=pytest.mark.slow), "sqlite:///../shared/runs.db"],
+)
 def test_workspaces_that_find_one_empty_database_at_once_make_its_tables_once(address: str, tmp_path: Path) -> None:
     (tmp_path / "shared").mkdir()
     environment = clean_environment() | {
@@ -59,6 +62,7 @@ def test_workspaces_that_find_one_empty_database_at_once_make_its_tables_once(ad
     assert names == [("shared",)]
 
 
+@pytest.mark.slow
 def test_four_writers_and_a_reader_share_a_new_store(tmp_path: Path) -> None:
     (tmp_path / "data/dataset").mkdir(parents=True)
     (tmp_path / "data/dataset/metadata.json").write_text("{}")

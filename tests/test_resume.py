@@ -126,6 +126,7 @@ def test_parameters_that_are_edited_while_it_trains_are_refused_and_nothing_trai
     assert not list((project.folder / ".checkpoints").iterdir())
 
 
+@pytest.mark.slow
 def test_a_reader_that_has_had_enough_ends_no_training_and_nothing_is_trained_again(
     project: Project, whole: tuple[dict[str, str], float]
 ) -> None:

@@ -21,6 +21,7 @@ SURROUNDINGS = [
 TEXT = "".join(f'"{n} grüße, שלום",{n * n}\n' for n in range(300))
 
 
+@pytest.mark.slow
 def test_other_surroundings_give_the_same_bytes(tmp_path: Path) -> None:
     found = []
     for number, environment in enumerate(SURROUNDINGS):

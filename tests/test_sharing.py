@@ -13,6 +13,7 @@ from tests.servers import S3_ACCOUNT, s3_client, s3_server
 
 ANSWER = "Great\n"
 PAGE = (ROOT / "docs/share.md").read_text(encoding="utf-8")
+pytestmark = pytest.mark.slow
 
 
 def cloned(origin: Path, folder: Path) -> Project:
@@ -105,7 +106,6 @@ def s3_team(
         yield giver, origin
 
 
-@pytest.mark.slow
 def test_what_is_on_s3_is_pulled_and_nothing_runs(s3_team: tuple[Project, Path], tmp_path: Path) -> None:
     giver, origin = s3_team
     taker = cloned(origin, tmp_path / "taker")
@@ -119,7 +119,6 @@ def test_what_is_on_s3_is_pulled_and_nothing_runs(s3_team: tuple[Project, Path],
     assert not [file for file in files if S3_ACCOUNT["AWS_SECRET_ACCESS_KEY"].encode() in file.read_bytes()]
 
 
-@pytest.mark.slow
 def test_a_changed_stage_pulls_only_what_it_needs(s3_team: tuple[Project, Path], tmp_path: Path) -> None:
     _, origin = s3_team
     taker = cloned(origin, tmp_path / "taker")
@@ -134,7 +133,6 @@ def test_a_changed_stage_pulls_only_what_it_needs(s3_team: tuple[Project, Path],
     assert len(list((taker.folder / "data").glob("*.json"))) == 1
 
 
-@pytest.mark.slow
 def test_what_a_colleague_trained_is_not_trained_again(s3_team: tuple[Project, Path], tmp_path: Path) -> None:
     giver, origin = s3_team
     for project in (giver, taker := cloned(origin, tmp_path / "taker")):
@@ -148,7 +146,6 @@ def test_what_a_colleague_trained_is_not_trained_again(s3_team: tuple[Project, P
     assert (taker.folder / model).read_bytes() == (giver.folder / model).read_bytes()
 
 
-@pytest.mark.slow
 def test_a_csv_on_s3_is_tracked(s3_team: tuple[Project, Path]) -> None:
     giver, _ = s3_team
     upload(b"prompt,completion\nwhat is RNN,Older\n")

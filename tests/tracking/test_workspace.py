@@ -96,8 +96,10 @@ def test_the_registry_is_the_store_where_no_other_is_named() -> None:
     assert registry_uri() == tracking_uri()
 
 
-@pytest.mark.parametrize("name", ["a%41b", "what?", "nr#1", "two words", "a&b=c", "käse+wein@home:1", "100%"])
-@pytest.mark.parametrize("address", [None, "sqlite:///mlflow.db"])
+@pytest.mark.parametrize(("name", "address"), [
+    ("a%41b", None), ("what?", "sqlite:///mlflow.db"), ("nr#1", None), ("two words", None),
+    ("a&b=c", "sqlite:///mlflow.db"), ("käse+wein@home:1", None), ("100%", "sqlite:///mlflow.db"),
+])  # fmt: skip
 def test_whatever_the_folder_is_called_all_stays_in_it(
     name: str, address: str | None, workspace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
