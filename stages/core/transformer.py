@@ -26,7 +26,7 @@ from stages.core.kernels import Dropout, attend, to_attention_dtype
 from stages.core.params_model import ParamsModel
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from stages.core.kernels import Attend, Definition
 
@@ -251,7 +251,7 @@ def squared_relu(x: Tensor) -> Tensor:
     return functional.relu(x).square()
 
 
-ACTIVATIONS = {"gelu": functional.gelu, "relu2": squared_relu}
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": functional.gelu, "relu2": squared_relu}
 """What stands between two layers; GELU (Hendrycks & Gimpel 2016) is the exact one."""
 
 
