@@ -220,6 +220,6 @@ def test_load_opens_the_models_of_the_store(swept: Project, version: ModelVersio
         "import sys; from stages.load import load\n"
         "for source in sys.argv[1:]: print(load(source).complete(['what is CNN', 'CNN is what']))"
     )
-    sources = (f"runs:/{version.run_id}", f"models:/answers/{version.version}", version.source)
+    sources = (f"runs:/{version.run_id}", f"models:/answers/{version.version}", str(version.source))
     printed = swept.run(sys.executable, "-c", program, *sources).stdout
     assert printed.splitlines() == ["['Great', 'Great']"] * 3

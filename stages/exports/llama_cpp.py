@@ -132,6 +132,11 @@ def _gguf_twin(config: TransformerConfig) -> Twin:
             f"where llama.cpp ({twin}) computes {FEED_FORWARDS[twin]}; allowed for gguf: that, or rotary positions with "
             "swiglu; huggingface and onnx take this model"
         )
+    if twin == "arcee" and config.bias:
+        raise UserError(
+            f"model.bias: found true with feed_forward {config.feed_forward} and norm {config.norm}, where llama.cpp (arcee) has no "
+            "biases; allowed for gguf: false; huggingface and onnx take this model"
+        )
     return twin
 
 
