@@ -110,6 +110,15 @@ def test_a_name_tells_data_and_code_where_no_parameter_differs(committed: Path) 
     assert name_run(provenance(**files), BEFORE | {"train": {"seed": 2}}) == "train-aaaaaaa train.seed=2"
 
 
+def test_a_folder_that_dvc_hashes_in_its_own_way_is_no_difference(committed: Path) -> None:
+    code = "stages/core/transformer.py"
+    text = LOCK.replace(code, "pretrained/models").replace("md5: t1", f"md5: {'6' * 32}.dir")
+    assert text.count(".dir") == 1
+    (committed / "dvc.lock").write_text(text)
+    git("-c", "user.name=T", "-c", "user.email=t@example.com", "commit", "--quiet", "--all", "--message", "With a folder")
+    assert name_run(provenance(**{"pretrained/models": "3" * 32}), BEFORE) == "train-aaaaaaa"
+
+
 @pytest.mark.parametrize("lock", ["", "stages: [", "stages: {train: 3}", "other: {}"])
 def test_without_a_result_to_compare_with_a_name_is_the_training_alone(committed: Path, lock: str) -> None:
     (committed / "dvc.lock").write_text(lock)
