@@ -115,7 +115,17 @@ def test_a_folder_that_dvc_hashes_in_its_own_way_is_no_difference(committed: Pat
     text = LOCK.replace(code, "pretrained/models").replace("md5: t1", f"md5: {'6' * 32}.dir")
     assert text.count(".dir") == 1
     (committed / "dvc.lock").write_text(text)
-    git("-c", "user.name=T", "-c", "user.email=t@example.com", "commit", "--quiet", "--all", "--message", "With a folder")
+    git(
+        "-c",
+        "user.name=T",
+        "-c",
+        "user.email=t@example.com",
+        "commit",
+        "--quiet",
+        "--all",
+        "--message",
+        "With a folder",
+    )
     assert name_run(provenance(**{"pretrained/models": "3" * 32}), BEFORE) == "train-aaaaaaa"
 
 
