@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import torch
-from pydantic import Field, field_validator
+from pydantic import Field
 
 from stages import command_line
 from stages.artifacts.atomic import atomic_file
 from stages.artifacts.dataset import DATASET_FOLDER, open_held_out, read_metadata
 from stages.artifacts.metrics_json import write_json
 from stages.artifacts.model_weights import SavedModel, read_model
-from stages.artifacts.prompts_table import DataParams
+from stages.artifacts.prompts_table import ColumnName, DataParams
 from stages.artifacts.provenance_json import check_trained_from, read_provenance, stage_provenance
 from stages.artifacts.row_places import read_places
 from stages.artifacts.scores_parquet import SCORES_FILE, write_scores
@@ -69,15 +69,10 @@ class EvaluateParams(ParamsModel):
     """The longest completion that is generated; null: as long as the longest in the data, at most model.context_length."""
     samples: Annotated[int, Field(ge=0)]
     """Completions written to metrics/samples.csv."""
-    group_column: str | None
+    group_column: ColumnName | None
     """The column of the data whose values group the rows in data/scores.parquet and in a verdict; null: none."""
     register_as: Annotated[str, Field(pattern=r"^[\w .-]+$", max_length=250)] | None
     """The name in MLflow's registry of which each model that is evaluated becomes the next version; null registers nothing."""
-
-    @field_validator("group_column", mode="before")
-    @classmethod
-    def _take_numbered_columns(cls, name: Any) -> Any:
-        return str(name) if type(name) is int else name  # params.yaml has the name 0 as a number
 
 
 def main() -> None:

@@ -23,6 +23,11 @@ if TYPE_CHECKING:
     from stages.artifacts.model_weights import SavedModel
     from stages.core.vocabulary import Vocabulary
 
+MOST_PROMPTS = 1024
+"""Of one request to a server."""
+MOST_TOKENS = 1024
+"""The most new tokens of a completion that a server computes, where the model's context is not longer."""
+
 
 class TokenScore(NamedTuple):
     """A token of a text, and what the model gave it."""
@@ -54,6 +59,11 @@ class LanguageModel:
     def context_length(self) -> int:
         """The most tokens that the model reads at once."""
         return self.saved.network.config.context_length
+
+    @property
+    def most_tokens(self) -> int:
+        """The most new tokens of a completion that a server computes."""
+        return max(self.context_length, MOST_TOKENS)
 
     def complete(
         self,

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save
 from stages.artifacts.atomic import atomic_file
 from stages.artifacts.metrics_json import read_json, write_json
 from stages.artifacts.provenance_json import MODEL_FOLDER, PROVENANCE_FILE, Provenance, md5, read_provenance
-from stages.artifacts.regular_file import check_file
+from stages.artifacts.regular_file import check_file, hash_file
 from stages.artifacts.vocabulary_json import VOCABULARY_FILE, read_vocabulary
 from stages.core.transformer import Transformer, TransformerConfig
 from stages.core.vocabulary import Vocabulary
@@ -107,10 +107,8 @@ def read_network(folder: Path) -> SavedModel:
     path = folder / WEIGHTS
     LOG.info("reading %s", path)
     check_file(path, "make it with `dvc repro`")
-    if config.weights_sha256 is not None:
-        with path.open("rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() != config.weights_sha256:
-                raise UserError(f"{path}: damaged: its SHA-256 is not that of {CONFIG}; {_TRAIN_AGAIN}")
+    if config.weights_sha256 is not None and hash_file(path) != config.weights_sha256:
+        raise UserError(f"{path}: damaged: its SHA-256 is not that of {CONFIG}; {_TRAIN_AGAIN}")
     try:
         weights = load_file(path)
     except SafetensorError as error:

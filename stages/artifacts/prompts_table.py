@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 import numpy as np
 import pyarrow as pa
@@ -38,6 +38,13 @@ _NUMBERED = re.compile(rf"{_PART}$")
 _NAMED_TABLES = 20  # in a message
 
 
+def _as_column_name(name: Any) -> Any:
+    return str(name) if type(name) is int else name  # params.yaml has the name 0 as a number
+
+
+ColumnName = Annotated[str, pydantic.BeforeValidator(_as_column_name)]
+
+
 class DataParams(ParamsModel):
     """Where the text is."""
 
@@ -45,17 +52,12 @@ class DataParams(ParamsModel):
     """A table, or a folder of tables."""
     files: str | None = pydantic.Field(min_length=1)
     """In a folder: a pattern of the names to read, such as part-*.parquet; null: all tables."""
-    prompt_column: str
+    prompt_column: ColumnName
     """The column that holds the prompts; a.b is the field b of the column a."""
-    completion_column: str | None
+    completion_column: ColumnName | None
     """The column that holds the completions; null: the prompts are plain text and have none."""
     delimiter: str | None = pydantic.Field(pattern=r"^[\t !#-/:-@\[\]^`{-~]$")
     """What separates the cells of a text table; null: a comma, in .tsv a tab."""
-
-    @pydantic.field_validator("prompt_column", "completion_column", mode="before")
-    @classmethod
-    def _take_numbered_columns(cls, name: Any) -> Any:
-        return str(name) if type(name) is int else name  # params.yaml has the name 0 as a number
 
     @pydantic.model_validator(mode="after")
     def _learn_no_prompt_as_answer(self) -> Self:

@@ -1,5 +1,6 @@
-"""Refuse what is no regular file before it is opened: a pipe would be waited for, a folder gives a wrong diagnosis."""
+"""Regular files: what is none is refused before it is opened (a pipe would be waited for), and what is one has a hash."""
 
+import hashlib
 import stat
 from pathlib import Path
 
@@ -19,3 +20,9 @@ def check_file(path: Path, fix: str) -> None:
         raise UserError(f"{path}: not found; {fix}") from None
     if not stat.S_ISREG(found.st_mode):
         raise UserError(f"{path}: expected a file; {fix}")
+
+
+def hash_file(path: Path) -> str:
+    """Return the SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

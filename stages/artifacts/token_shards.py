@@ -6,7 +6,6 @@ the smallest of uint8, uint16 and uint32 that holds the vocabulary.
 Shapes: R rows.
 """
 
-import hashlib
 import json
 import logging
 import shutil
@@ -20,7 +19,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from stages.artifacts.atomic import atomic_file
-from stages.artifacts.regular_file import check_file
+from stages.artifacts.regular_file import check_file, hash_file
 from stages.core.split import Split
 from stages.core.windows import Integers, RowSpans
 from stages.errors import UserError
@@ -109,9 +108,8 @@ def verify_shard(path: Path, *, rows: int, tokens: int, vocabulary_size: int, sh
     if (len(shard.completion_starts), len(shard.token_ids)) != (rows, tokens):
         found = f"{len(shard.completion_starts):,} rows and {len(shard.token_ids):,} tokens"
         raise UserError(f"{path}: {found}, where {METADATA_FILE} has {rows:,} and {tokens:,}; {_REBUILD_DAMAGED}")
-    with path.open("rb") as file:
-        if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
-            raise UserError(f"{path}: damaged: its SHA-256 is not that of {METADATA_FILE}; {_REBUILD_DAMAGED}")
+    if hash_file(path) != sha256:
+        raise UserError(f"{path}: damaged: its SHA-256 is not that of {METADATA_FILE}; {_REBUILD_DAMAGED}")
     starts, ends = shard.row_offsets[:-1], shard.row_offsets[1:]
     if shard.row_offsets[0] != 0 or shard.row_offsets[-1] != tokens or np.any(ends <= starts):
         raise UserError(f"{path}: its rows do not follow one another; {_REBUILD_DAMAGED}")
@@ -183,8 +181,7 @@ def open_shard_writer(path: Path, vocabulary_size: int) -> Iterator[TokenShardWr
         with atomic_file(path) as file:
             writer.assemble(file)
             file.flush()
-            with Path(file.name).open("rb") as written:
-                writer.sha256 = hashlib.file_digest(written, "sha256").hexdigest()
+            writer.sha256 = hash_file(Path(file.name))
 
 
 def _is_well_formed(tensors: list[_Tensor]) -> bool:

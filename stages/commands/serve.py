@@ -25,15 +25,12 @@ from stages import command_line
 from stages.artifacts.provenance_json import MODEL_FOLDER
 from stages.core.generation import Sampling, generate, stream
 from stages.errors import UserError
-from stages.language_model import LanguageModel, text_pieces
+from stages.language_model import MOST_PROMPTS, LanguageModel, text_pieces
 from stages.load import load
 from stages.tracking.scoring_server import GuardedFastAPI, RequestEndedError, StoppableOutput
 
 HOST = "127.0.0.1"
 MOST_CHOICES = 128
-MOST_PROMPTS = 1024
-MOST_TOKENS = 1024
-"""The most new tokens of a completion, where the model's context is not longer."""
 
 Finish = Literal["stop", "length"]
 
@@ -132,7 +129,7 @@ def application(model: LanguageModel, name: str) -> FastAPI:
             raise UnknownModelError(f"model: found {request.model!r}, allowed: {name!r}, or none")
         prompts = [request.prompt] if isinstance(request.prompt, str) else request.prompt
         token_ids = [model.prompt_ids(text, f"prompt {number}") for number, text in enumerate(prompts, start=1)]
-        longest = _longest_completion(request, model.context_length)
+        longest = _longest_completion(request, model.most_tokens)
         samplings = [request.sampling(choice) for choice in range(request.n or 1)]
         answer = {
             "id": f"cmpl-{uuid.uuid4().hex}", "object": "text_completion", "created": int(time.time()), "model": name,
@@ -145,8 +142,7 @@ def application(model: LanguageModel, name: str) -> FastAPI:
     return app
 
 
-def _longest_completion(request: CompletionRequest, context_length: int) -> int:
-    most = max(context_length, MOST_TOKENS)
+def _longest_completion(request: CompletionRequest, most: int) -> int:
     asked = 16 if request.max_tokens is None else request.max_tokens
     if asked > most:
         raise UserError(f"max_tokens: found {asked}, allowed: 1 to {most:,}")

@@ -17,11 +17,7 @@ from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
 
 from stages.artifacts.model_weights import read_model
 from stages.errors import UserError
-from stages.language_model import LanguageModel
-
-MOST_PROMPTS = 1024
-MOST_TOKENS = 1024
-"""The most new tokens of a completion, where the model's context is not longer."""
+from stages.language_model import MOST_PROMPTS, LanguageModel
 
 PROMPT = "prompt"
 
@@ -90,8 +86,7 @@ class CompletionModel(PythonModel):
         return [{"completion": completion} for completion in completions]
 
     def _longest_completion(self, max_tokens: int) -> int:
-        context_length = self._model.context_length
-        most = max(context_length, MOST_TOKENS)
+        most, context_length = self._model.most_tokens, self._model.context_length
         if not 0 <= max_tokens <= most:
             raise _refusal(
                 f"max_tokens: found {max_tokens}, allowed: 1 to {most:,}, or 0 for the context length ({context_length:,})"

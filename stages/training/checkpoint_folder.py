@@ -3,7 +3,6 @@
 A training never goes on from a checkpoint with other inputs. A finished training stays until DVC has recorded its result.
 """
 
-import hashlib
 import os
 import re
 import shutil
@@ -15,6 +14,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from stages.artifacts.atomic import PARTIAL_SUFFIX, atomic_file
+from stages.artifacts.regular_file import hash_file
 from stages.errors import UserError
 from stages.tracking.workspace import project_root
 
@@ -119,12 +119,6 @@ class CheckpointFolder:
     def _all(self) -> list[Path]:
         """Return all checkpoints, the newest first."""
         return sorted(self.path.glob(f"*{_SUFFIX}"), reverse=True)
-
-
-def hash_file(path: Path) -> str:
-    """Return the SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_hash(checkpoint: Path, digest: str) -> None:

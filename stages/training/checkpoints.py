@@ -20,8 +20,9 @@ import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from stages.artifacts.atomic import atomic_file
+from stages.artifacts.regular_file import hash_file
 from stages.errors import Stopped, UserError
-from stages.training.checkpoint_folder import CheckpointFolder, hash_file, write_hash
+from stages.training.checkpoint_folder import CheckpointFolder, write_hash
 from stages.training.data_module import Batch
 from stages.training.plan import TrainingPlan
 

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
-from stages.commands.serve import MOST_TOKENS, application, listen
+from stages.commands.serve import application, listen
 from stages.errors import UserError
+from stages.language_model import MOST_TOKENS
 from tests.project import ROOT, clean_environment
 from tests.test_language_model import MODEL, write
 

@@ -26,9 +26,10 @@ from stages.artifacts.model_weights import SavedModel, write_model
 from stages.artifacts.provenance_json import Provenance, md5
 from stages.artifacts.vocabulary_json import VOCABULARY_FILE, write_vocabulary
 from stages.core.vocabulary import VocabularyParams, build_vocabulary
+from stages.language_model import MOST_TOKENS
 from stages.tracking.registry import SERVED_MODEL
 from stages.tracking.scoring_server import LARGEST_BODY
-from stages.tracking.served_model import MOST_TOKENS, SIGNATURE
+from stages.tracking.served_model import SIGNATURE
 from tests.frames import frame_of_texts
 from tests.tracking.fresh_store import fresh_store
 from tests.training.conftest import network

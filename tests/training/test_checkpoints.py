@@ -14,9 +14,10 @@ import lightning
 import pytest
 import torch
 
+from stages.artifacts.regular_file import hash_file
 from stages.core.transformer import Transformer
 from stages.errors import Stopped, UserError
-from stages.training.checkpoint_folder import CheckpointFolder, hash_file, write_hash
+from stages.training.checkpoint_folder import CheckpointFolder, write_hash
 from stages.training.fit import TrainingResult, fit
 from tests.training.conftest import examples, network, runtime_parameters, train_parameters
 
