@@ -6,8 +6,9 @@ Reads the sections data, split and vocabulary of params.yaml.
 from collections.abc import Iterator
 from pathlib import Path
 
+from stages.artifacts.pretrained import read_tokenizer
 from stages.artifacts.prompts_table import DataParams, read_prompts
-from stages.artifacts.vocabulary_json import VOCABULARY_FILE, read_pretrained_tokenizer, write_vocabulary
+from stages.artifacts.vocabulary_json import VOCABULARY_FILE, write_vocabulary
 from stages.command_line import command_parser, run_stage, with_progress
 from stages.core.frames import Frame, UnusableTextError, place, rows_of
 from stages.core.split import SplitParams
@@ -25,7 +26,7 @@ def main() -> None:
     split = read_section("split", SplitParams)
     parameters = read_section("vocabulary", VocabularyParams)
     if parameters.file is not None:
-        vocabulary = read_pretrained_tokenizer(Path(parameters.file), parameters)
+        vocabulary = read_tokenizer(Path(parameters.file), parameters)
         write_vocabulary(vocabulary)
         if not quiet:
             print(

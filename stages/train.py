@@ -13,6 +13,7 @@ from stages import command_line
 from stages.artifacts.dataset import DATASET_FOLDER, open_examples, read_metadata
 from stages.artifacts.metrics_json import write_json
 from stages.artifacts.model_weights import SavedModel, write_model
+from stages.artifacts.pretrained import MODELS, check_tracked
 from stages.artifacts.provenance_json import MODEL_FOLDER, Provenance, stage_provenance
 from stages.artifacts.table_csv import TRAIN_CURVE, VALIDATION_CURVE, write_table
 from stages.artifacts.vocabulary_json import VOCABULARY_FILE, read_vocabulary
@@ -32,8 +33,6 @@ from stages.training.optimization import TrainParams
 from stages.training.runtime import RuntimeParams
 
 METRICS_FILE = Path("metrics/train.json")
-PRETRAINED_MODELS = Path("pretrained/models")
-"""Where weights to begin from must lie: DVC knows the stage by all that is there."""
 
 
 def main() -> None:
@@ -108,13 +107,11 @@ def start_folder(start_from: str) -> Path:
         UserError: there is none, or it is elsewhere.
     """
     folder = Path(start_from)
-    named = f"params.yaml: train.start_from: {folder}"
-    if PRETRAINED_MODELS not in folder.parents or ".." in folder.parts:
-        raise UserError(
-            f"{named}: allowed: a folder in {PRETRAINED_MODELS}/, which DVC tracks; put it there: cp -r {folder} {PRETRAINED_MODELS}/"
-        )
+    check_tracked(folder, MODELS, "train.start_from")
     if not folder.is_dir():
-        raise UserError(f"{named}: no folder there; put it there, or set null to begin with random weights")
+        raise UserError(
+            f"params.yaml: train.start_from: {folder}: no folder there; put it there, or set null to begin with random weights"
+        )
     return folder
 
 

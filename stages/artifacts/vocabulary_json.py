@@ -10,15 +10,12 @@ from tokenizers import Tokenizer
 
 from stages.artifacts.atomic import atomic_file
 from stages.artifacts.regular_file import check_file
-from stages.core.pretrained_tokenizer import take_tokenizer
-from stages.core.vocabulary import Vocabulary, VocabularyParams
+from stages.core.vocabulary import Vocabulary
 from stages.errors import UserError
 
 LOG = logging.getLogger(__name__)
 
 VOCABULARY_FILE = Path("data/vocabulary.json")
-PRETRAINED_TOKENIZERS = Path("pretrained/tokenizers")
-"""Where a pretrained tokenizer must lie: DVC knows the stage by all that is there."""
 
 
 def write_vocabulary(vocabulary: Vocabulary, path: Path = VOCABULARY_FILE) -> None:
@@ -47,31 +44,3 @@ def read_vocabulary(path: Path = VOCABULARY_FILE) -> Vocabulary:
         raise UserError(f"{path}: {error}; build it anew with: dvc repro build_vocabulary") from None
     except Exception as error:  # noqa: BLE001 - the library raises bare Exception for a damaged file
         raise UserError(f"{path}: not a vocabulary ({error}); build it anew with: dvc repro build_vocabulary") from None
-
-
-def read_pretrained_tokenizer(path: Path, parameters: VocabularyParams) -> Vocabulary:
-    """Read the tokenizer.json that params.yaml names as vocabulary.file.
-
-    Raises:
-        UserError: it is absent, elsewhere, damaged, of a kind that is not supported, or not what vocabulary.tokenizer says.
-    """
-    named = f"params.yaml: vocabulary.file: {path}"
-    if PRETRAINED_TOKENIZERS not in path.parents or ".." in path.parts:
-        raise UserError(
-            f"{named}: allowed: a file in {PRETRAINED_TOKENIZERS}/, which DVC tracks; put it there: cp {path} {PRETRAINED_TOKENIZERS}/"
-        )
-    LOG.info("reading %s", path)
-    try:
-        vocabulary = take_tokenizer(path.read_text(encoding="utf-8"), parameters.eos_token)
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from None
-    except FileNotFoundError:
-        raise UserError(f"{named}: not found; put it there, or set null to build a vocabulary from the rows") from None
-    except Exception as error:  # noqa: BLE001 - the library raises bare Exception for a damaged file
-        raise UserError(f"{named}: not a tokenizer.json of the tokenizers library ({error})") from None
-    if vocabulary.name != parameters.tokenizer:
-        raise UserError(
-            f"params.yaml: vocabulary.tokenizer: found {parameters.tokenizer}, but {path} is of the kind {vocabulary.name}; "
-            f"set vocabulary.tokenizer: {vocabulary.name}"
-        )
-    return vocabulary

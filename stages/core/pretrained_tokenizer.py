@@ -33,7 +33,6 @@ def take_tokenizer(content: str, eos_token: str | None) -> Vocabulary:
     tokenizer = Tokenizer.from_str(content)
     parts = json.loads(tokenizer.to_str())  # older files lack some keys
     end = _find_end(tokenizer, eos_token)
-    _refuse_gaps(tokenizer)
     if parts["model"]["type"] == "BPE":
         _refuse_pairs(parts["model"])
         _refuse_normalizer(parts.get("normalizer"))
@@ -66,15 +65,6 @@ def _find_end(tokenizer: Tokenizer, eos_token: str | None) -> str:
             f"vocabulary.eos_token: found {found}, which is a part of texts; allowed: one of the tokenizer's special tokens"
         )
     return found
-
-
-def _refuse_gaps(tokenizer: Tokenizer) -> None:
-    ids = set(tokenizer.get_vocab().values())
-    missing = set(range(len(ids))) - ids
-    if missing:
-        raise UserError(
-            f"ids: found none of {min(missing)}, but one of {max(ids)}; allowed: 0 to {len(ids) - 1:,}, each once"
-        )
 
 
 def _refuse_pairs(model: dict[str, Any]) -> None:

@@ -122,8 +122,11 @@ class Vocabulary:
         self.tokenizer = tokenizer
         self.name = _name(tokenizer)
         self.size = tokenizer.get_vocab_size()
-        if max(tokenizer.get_vocab().values()) != self.size - 1 or len({*tokenizer.get_vocab().values()}) != self.size:
-            raise UserError(f"its {self.size:,} tokens do not have the ids 0 to {self.size - 1:,}")
+        ids = self.token_to_id.values()
+        if missing := set(range(self.size)) - set(ids):
+            raise UserError(
+                f"ids: found none of {min(missing)}, but one of {max(ids)}; allowed: 0 to {self.size - 1:,}, each once"
+            )
         self.eos_id = eos_id
         self.unknown_id = None if self.name == "bpe" else tokenizer.token_to_id(tokenizer.model.unk_token)
 

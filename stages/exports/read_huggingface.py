@@ -16,6 +16,7 @@ from tokenizers import Tokenizer
 
 from stages.artifacts.metrics_json import read_json
 from stages.artifacts.model_weights import CONFIG, WEIGHTS, SavedModel, read_network
+from stages.artifacts.pretrained import tokenizer_errors
 from stages.artifacts.vocabulary_json import VOCABULARY_FILE, read_vocabulary
 from stages.core.pretrained_tokenizer import take_tokenizer
 from stages.core.transformer import Transformer, TransformerConfig
@@ -211,19 +212,13 @@ def _refuse_other_tokens(folder: Path, vocabulary: Vocabulary) -> None:
 def _read_tokenizer(folder: Path, values: dict[str, Any]) -> tuple[Vocabulary, bool]:
     """Return the vocabulary, and whether its tokenizer ends a prompt with <EOS>."""
     path = folder / TOKENIZER_FILE
-    try:
+    with tokenizer_errors(path, str(path)):
         content = path.read_text(encoding="utf-8")
         tokenizer = Tokenizer.from_str(content)
         eos_id = values.get("eos_token_id")
         eos_token = tokenizer.id_to_token(eos_id) if isinstance(eos_id, int) else None
         vocabulary = take_tokenizer(content, eos_token)
         return vocabulary, tokenizer.encode("").ids == [vocabulary.eos_id]
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from None
-    except FileNotFoundError:
-        raise UserError(f"{path}: not found") from None
-    except Exception as error:  # noqa: BLE001 - the library raises bare Exception for a damaged file
-        raise UserError(f"{path}: not a tokenizer.json of the tokenizers library ({error})") from None
 
 
 def _read_twin(folder: Path, network: Transformer, twin: Twin) -> Weights:
