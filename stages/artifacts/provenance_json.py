@@ -30,7 +30,7 @@ class Provenance(pydantic.BaseModel):
     fingerprint: str
     """Digest of everything below."""
     dependencies: dict[str, str]
-    """Path -> md5, as in dvc.lock; for a folder that of its metadata.json or provenance.json, or else of all its files."""
+    """Path -> md5, as in dvc.lock; for a folder with a metadata.json or provenance.json, the md5 of that file."""
     parameters: dict[str, Any]
     """The sections and keys of params.yaml that the stage depends on, by their names in dvc.yaml."""
 
@@ -100,7 +100,7 @@ def read_provenance(folder: Path = MODEL_FOLDER) -> Provenance:
 
 
 def md5(path: Path) -> str:
-    """Hash a file, or the file that says what a folder holds, or else all files of a folder and their names.
+    """Hash a file, or the file that says what a folder holds, or else a folder as DVC does.
 
     Raises:
         UserError: it is absent, or no file.
@@ -108,8 +108,9 @@ def md5(path: Path) -> str:
     if path.is_dir():
         says = next((path / name for name in FOLDER_FILES if (path / name).exists()), None)
         if says is None:
-            files = {each.relative_to(path).as_posix(): md5(each) for each in path.rglob("*") if each.is_file()}
-            return hashlib.md5(json.dumps(files, sort_keys=True).encode(), usedforsecurity=False).hexdigest()
+            names = sorted(each.relative_to(path).as_posix() for each in path.rglob("*") if each.is_file())
+            listed = json.dumps([{"md5": md5(path / name), "relpath": name} for name in names])
+            return hashlib.md5(listed.encode(), usedforsecurity=False).hexdigest() + ".dir"
         path = says
     check_file(path, "make it with `dvc repro`")
     with path.open("rb") as file:

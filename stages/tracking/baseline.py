@@ -87,10 +87,7 @@ def differences(provenance: Provenance, parameters: Values, baseline: Baseline) 
     return changed or [
         f"{'other' if path in baseline.files else 'new'} {Path(path).name}"
         for path, md5 in files.items()
-        if path not in baseline.made
-        and md5 != baseline.files.get(path)
-        # DVC hashes a folder in its own way; a parameter names what is taken from one.
-        and not (path in provenance.dependencies and baseline.files.get(path, "").endswith(".dir"))
+        if path not in baseline.made and md5 != baseline.files.get(path)
     ]
 
 

@@ -4,9 +4,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from dvc.repo import Repo
+from ruamel.yaml import YAML
 
 from stages.artifacts.metrics_json import write_json
-from stages.artifacts.provenance_json import PROVENANCE_FILE, read_provenance, stage_provenance
+from stages.artifacts.provenance_json import PROVENANCE_FILE, md5, read_provenance, stage_provenance
 from stages.errors import UserError
 
 DVC = """
@@ -81,6 +83,18 @@ def test_a_file_that_changes_changes_the_fingerprint(fingerprint: Callable[..., 
     before = fingerprint("train")
     Path("data.csv").write_text("prompt\nb\n")
     assert fingerprint("train") != before
+
+
+def test_a_folder_has_the_hash_that_dvc_gives_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("b/c.json", "b.x", "a b.txt", "Z/é.bin", "b/deeper/y"):
+        path = tmp_path / "folder" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(name)
+    Repo.init(no_scm=True).add("folder")
+    (out,) = YAML(typ="safe").load(Path("folder.dvc"))["outs"]
+    assert md5(Path("folder")) == out["md5"]
+    assert out["nfiles"] == 5
 
 
 @pytest.mark.parametrize(
