@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.project import clean_environment, clone
+from tests.tracking.at_once import open_at_once
 
 WRITER = """
 import sys
@@ -22,41 +23,13 @@ with runs.start_training_run(provenance, Path("data/dataset")) as run:
 """
 
 
-OPENER = """
-import sys, time
-from pathlib import Path
-from stages.tracking.store import check_store
-Path("ready").touch()
-while not Path("../go").exists():
-    time.sleep(0.01)
-check_store()
-"""
-
-
 @pytest.mark.parametrize(
     "address",
     [pytest.param("sqlite:///{}/shared/runs.db", marks=pytest.mark.slow), "sqlite:///../shared/runs.db"],
 )
 def test_workspaces_that_find_one_empty_database_at_once_make_its_tables_once(address: str, tmp_path: Path) -> None:
     (tmp_path / "shared").mkdir()
-    environment = clean_environment() | {
-        "PYTHONPATH": str(Path(__file__).parents[1]),
-        "MLFLOW_TRACKING_URI": address.format(tmp_path),
-        "MLFLOW_EXPERIMENT_NAME": "shared",
-    }
-    folders = [tmp_path / name for name in "abc"]
-    for folder in folders:
-        folder.mkdir()
-    openers = [
-        subprocess.Popen([sys.executable, "-c", OPENER], cwd=folder, env=environment, stderr=subprocess.PIPE, text=True)
-        for folder in folders
-    ]
-    while not all((folder / "ready").exists() for folder in folders):
-        assert [opener.poll() for opener in openers] == [None] * 3
-        time.sleep(0.05)
-    (tmp_path / "go").touch()
-    errors = [opener.communicate()[1] for opener in openers]
-    assert [opener.returncode for opener in openers] == [0] * 3, errors
+    open_at_once(tmp_path, address.format(tmp_path))
     with sqlite3.connect(tmp_path / "shared/runs.db") as database:
         names = database.execute("select name from experiments where name = 'shared'").fetchall()
     assert names == [("shared",)]

@@ -19,6 +19,7 @@ from stages.errors import UserError
 from stages.tracking import run_tags, runs
 from stages.tracking.store import check_store
 from tests.project import clean_environment
+from tests.tracking.at_once import open_at_once
 
 pytestmark = pytest.mark.slow
 
@@ -167,37 +168,11 @@ def test_a_refusal_is_reported_without_sql_or_password(workspace: Path, monkeypa
     assert "wrong-pass" not in str(raised.value)
 
 
-OPENER = """
-import time
-from pathlib import Path
-from stages.tracking.store import check_store
-Path("ready").touch()
-while not Path("../go").exists():
-    time.sleep(0.01)
-check_store()
-"""
-
-
 def test_workspaces_that_find_an_empty_database_at_once_make_its_tables_once(workspace: Path, postgresql: str) -> None:
     with sqlalchemy.create_engine(postgresql, isolation_level="AUTOCOMMIT").connect() as connection:
         connection.execute(sqlalchemy.text("create database empty"))
     address = f"{postgresql.removesuffix('/postgres')}/empty"
-    environment = clean_environment() | {
-        "MLFLOW_TRACKING_URI": address, "PYTHONPATH": str(ROOT), "MLFLOW_EXPERIMENT_NAME": "shared",
-    }  # fmt: skip
-    folders = [workspace / name for name in "abc"]
-    for folder in folders:
-        folder.mkdir()
-    openers = [
-        subprocess.Popen([sys.executable, "-c", OPENER], cwd=folder, env=environment, stderr=subprocess.PIPE, text=True)
-        for folder in folders
-    ]
-    while not all((folder / "ready").exists() for folder in folders):
-        assert [opener.poll() for opener in openers] == [None] * 3
-        time.sleep(0.05)
-    (workspace / "go").touch()
-    errors = [opener.communicate()[1] for opener in openers]
-    assert [opener.returncode for opener in openers] == [0] * 3, errors
+    open_at_once(workspace, address)
     assert [each.name for each in MlflowClient(address).search_experiments()] == ["shared", "Default"]
 
 
