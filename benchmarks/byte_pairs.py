@@ -12,7 +12,8 @@ from tokenizers import Tokenizer
 from benchmarks.measuring import options, seconds_of, take_turns, write_table
 from benchmarks.preparation import write_csv
 from stages.core.rows import encode_rows
-from stages.core.vocabulary import VocabularyParams, build_vocabulary
+from stages.core.vocabulary import VocabularyParams
+from stages.core.vocabulary_building import build_vocabulary
 
 MEGABYTES = 8
 SIZE = 8000

@@ -20,7 +20,8 @@ from stages.core.frames import Frame, rows_of
 from stages.core.rows import encode_rows
 from stages.core.split import Split, SplitParams
 from stages.core.transformer import ModelParams, Transformer, TransformerConfig
-from stages.core.vocabulary import Vocabulary, VocabularyParams, build_vocabulary
+from stages.core.vocabulary import Vocabulary, VocabularyParams
+from stages.core.vocabulary_building import build_vocabulary
 from stages.core.windows import DatasetParams, RowSpans
 from stages.parameters import read_all
 from stages.training.fit import fit

@@ -16,7 +16,8 @@ from stages.core.evaluation import (
 from stages.core.examples import Examples
 from stages.core.rows import count_scored, encode_rows
 from stages.core.transformer import Transformer
-from stages.core.vocabulary import VocabularyParams, build_vocabulary
+from stages.core.vocabulary import VocabularyParams
+from stages.core.vocabulary_building import build_vocabulary
 from stages.core.windows import DatasetParams, RowSpans
 from stages.errors import UserError
 from stages.evaluate import check_finite, decode_samples, describe, inspect_model

@@ -14,7 +14,8 @@ from stages.artifacts.model_weights import SavedModel, write_model
 from stages.artifacts.provenance_json import MODEL_FOLDER, Provenance, md5
 from stages.artifacts.vocabulary_json import VOCABULARY_FILE, write_vocabulary
 from stages.core.transformer import Transformer
-from stages.core.vocabulary import Vocabulary, VocabularyParams, build_vocabulary
+from stages.core.vocabulary import Vocabulary, VocabularyParams
+from stages.core.vocabulary_building import build_vocabulary
 from stages.errors import UserError
 from stages.generate import main, read_prompts
 from stages.language_model import text_pieces

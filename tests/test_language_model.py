@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from stages.artifacts.model_weights import SavedModel, write_model
 from stages.artifacts.provenance_json import Provenance, md5
 from stages.artifacts.vocabulary_json import VOCABULARY_FILE, write_vocabulary
-from stages.core.vocabulary import VocabularyParams, build_vocabulary
+from stages.core.vocabulary import VocabularyParams
+from stages.core.vocabulary_building import build_vocabulary
 from stages.errors import UserError
 from stages.language_model import LanguageModel
 from stages.load import load

@@ -12,7 +12,8 @@ from stages.core.examples import Examples
 from stages.core.frames import drawn_splits
 from stages.core.rows import EncodedRows, encode_rows
 from stages.core.split import SPLITS, Split, SplitParams
-from stages.core.vocabulary import Vocabulary, VocabularyParams, build_vocabulary
+from stages.core.vocabulary import Vocabulary, VocabularyParams
+from stages.core.vocabulary_building import build_vocabulary
 from stages.core.windows import DatasetParams, RowSpans
 from stages.errors import UserError
 

@@ -16,7 +16,9 @@ from tokenizers import Tokenizer
 
 from presets.fitting.choice import Choice
 from stages.core.rows import EncodedRows, encode_rows
-from stages.core.vocabulary import EOS, TokenizerName, Vocabulary, VocabularyParams, build_vocabulary, split_words
+from stages.core.text_cuts import split_words
+from stages.core.vocabulary import EOS, TokenizerName, Vocabulary, VocabularyParams
+from stages.core.vocabulary_building import build_vocabulary
 
 MOST_WORDS = 2000
 """A closed set of words has no more of them than this."""

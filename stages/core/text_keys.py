@@ -10,12 +10,12 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from stages.core.frames import Frame, text_column, text_data, text_offsets, text_sizes
+from stages.core.text_cuts import has_unicode_space
 
 Keys = npt.NDArray[np.int64]
 
 _ASCII_SPACES_TO_SPACE = bytes(ord(" ") if byte in b"\t\n\v\f\r\x1c\x1d\x1e\x1f" else byte for byte in range(256))
 _SPACES = r"[ \x{85}\p{Z}]+"
-_OTHER_SPACES = (b"\xc2\x85", b"\xc2\xa0", b"\xe1\x9a\x80", b"\xe2\x80", b"\xe2\x81\x9f", b"\xe3\x80\x80")  # begin so
 _ODD = np.int64(0x2545F4914F6CDD1D)  # so that no two keys become one
 
 
@@ -54,7 +54,6 @@ def normalise(texts: pa.StringArray) -> pa.StringArray:
     there = np.diff(offsets) > 0
     edges = np.concatenate([offsets[:-1][there], offsets[1:][there] - 1])
     spaces = np.frombuffer(data, np.uint8) == ord(" ")
-    others = any(space[:1] in data and space in data for space in _OTHER_SPACES)  # one byte is found ten times as fast
-    if others or spaces[edges].any() or (spaces[1:] & spaces[:-1]).any():
+    if has_unicode_space(data) or spaces[edges].any() or (spaces[1:] & spaces[:-1]).any():
         texts = compute.utf8_trim(compute.replace_substring_regex(texts, _SPACES, " "), " ")
     return texts

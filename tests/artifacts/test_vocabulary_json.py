@@ -8,7 +8,8 @@ import transformers
 from tokenizers import Tokenizer
 
 from stages.artifacts.vocabulary_json import read_vocabulary, write_vocabulary
-from stages.core.vocabulary import TokenizerName, VocabularyParams, build_vocabulary
+from stages.core.vocabulary import TokenizerName, VocabularyParams
+from stages.core.vocabulary_building import build_vocabulary
 from stages.errors import UserError
 from tests.frames import frame_of_texts
 
@@ -19,7 +20,8 @@ import sys
 from pathlib import Path
 import pyarrow as pa
 from stages.artifacts.vocabulary_json import write_vocabulary
-from stages.core.vocabulary import VocabularyParams, build_vocabulary
+from stages.core.vocabulary import VocabularyParams
+from stages.core.vocabulary_building import build_vocabulary
 texts = [f"{n} {n * n} the quick brown fox {chr(192 + n % 300)}" for n in range(3000)]
 parameters = VocabularyParams(tokenizer="bpe", size=600, unknown_token=False)
 frames = [pa.table({"prompt": part, "completion": part}) for part in (texts[:1000], texts[1000:])]

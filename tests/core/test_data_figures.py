@@ -17,7 +17,8 @@ from stages.core.frames import rows_of
 from stages.core.rows import encode_rows
 from stages.core.split import SPLITS
 from stages.core.text_keys import normalise
-from stages.core.vocabulary import VocabularyParams, build_vocabulary
+from stages.core.vocabulary import VocabularyParams
+from stages.core.vocabulary_building import build_vocabulary
 
 TEXT = st.text(st.sampled_from("abAB \t\n\u00a0\u00e9\u00c9\u3000"), max_size=5)
 ROW = st.tuples(TEXT, TEXT, st.sampled_from(SPLITS), st.sampled_from(["d/a.csv", "d/b.csv"])).filter(

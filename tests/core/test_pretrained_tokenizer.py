@@ -11,7 +11,8 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 
 from stages.core.pretrained_tokenizer import take_tokenizer
 from stages.core.rows import encode_rows
-from stages.core.vocabulary import Vocabulary, VocabularyParams, build_vocabulary
+from stages.core.vocabulary import Vocabulary, VocabularyParams
+from stages.core.vocabulary_building import build_vocabulary
 from stages.errors import UserError
 from tests.frames import frame_of_texts
 

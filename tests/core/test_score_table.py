@@ -13,7 +13,8 @@ from stages.core.evaluation import complete_rows, score, summarise
 from stages.core.examples import Examples
 from stages.core.rows import count_scored, encode_rows
 from stages.core.score_table import RATIOS, RowPlaces, ScoreTable, build_score_table, ratio
-from stages.core.vocabulary import VocabularyParams, build_vocabulary
+from stages.core.vocabulary import VocabularyParams
+from stages.core.vocabulary_building import build_vocabulary
 from stages.core.windows import DatasetParams, RowSpans
 from stages.errors import UserError
 from tests.frames import frame_of

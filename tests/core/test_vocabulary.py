@@ -6,15 +6,9 @@ from tokenizers import Tokenizer
 
 from stages.core.frames import UnusableTextError, joined_texts
 from stages.core.rows import Scored, count_scored, encode_rows
-from stages.core.vocabulary import (
-    EOS,
-    UNKNOWN,
-    TokenizerName,
-    Vocabulary,
-    VocabularyParams,
-    build_vocabulary,
-    split_words,
-)
+from stages.core.text_cuts import split_words
+from stages.core.vocabulary import EOS, UNKNOWN, TokenizerName, Vocabulary, VocabularyParams
+from stages.core.vocabulary_building import build_vocabulary
 from stages.core.windows import DatasetParams
 from stages.errors import UserError
 from tests.frames import frame_of, frame_of_texts

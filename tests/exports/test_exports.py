@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from stages.artifacts.model_weights import SavedModel
 from stages.artifacts.provenance_json import Provenance
 from stages.commands.export import FORMATS, describe, refuse_used_folder
-from stages.core.vocabulary import Vocabulary, VocabularyParams, build_vocabulary
+from stages.core.vocabulary import Vocabulary, VocabularyParams
+from stages.core.vocabulary_building import build_vocabulary
 from stages.errors import UserError
 from stages.exports import engines
 from stages.exports.llama_cpp import write_gguf

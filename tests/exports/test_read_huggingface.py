@@ -16,7 +16,8 @@ from stages.artifacts.model_weights import SavedModel, write_model
 from stages.artifacts.provenance_json import Provenance, md5
 from stages.artifacts.vocabulary_json import VOCABULARY_FILE, write_vocabulary
 from stages.core.transformer import Transformer, TransformerConfig
-from stages.core.vocabulary import Vocabulary, VocabularyParams, build_vocabulary
+from stages.core.vocabulary import Vocabulary, VocabularyParams
+from stages.core.vocabulary_building import build_vocabulary
 from stages.errors import UserError
 from stages.exports.huggingface import write_huggingface
 from stages.exports.read_huggingface import read_huggingface, start_weights

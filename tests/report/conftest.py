@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from stages.core.transformer import Transformer, TransformerConfig
-from stages.core.vocabulary import Vocabulary, VocabularyParams, build_vocabulary
+from stages.core.vocabulary import Vocabulary, VocabularyParams
+from stages.core.vocabulary_building import build_vocabulary
 from stages.report.content import ReportContent, build_content, inspect_row
 from stages.report.token_labels import token_labels
 from tests.frames import frame_of

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stages.core.inspection import principal_plane, spread
-from stages.core.vocabulary import TokenizerName, VocabularyParams, build_vocabulary
+from stages.core.vocabulary import TokenizerName, VocabularyParams
+from stages.core.vocabulary_building import build_vocabulary
 from stages.report.content import POINTS, ROWS, TOKENS, ReportContent, Sample, choose
 from stages.report.markdown import describe_run
 from stages.report.page import render

@@ -25,7 +25,8 @@ from starlette.testclient import TestClient
 from stages.artifacts.model_weights import SavedModel, write_model
 from stages.artifacts.provenance_json import Provenance, md5
 from stages.artifacts.vocabulary_json import VOCABULARY_FILE, write_vocabulary
-from stages.core.vocabulary import VocabularyParams, build_vocabulary
+from stages.core.vocabulary import VocabularyParams
+from stages.core.vocabulary_building import build_vocabulary
 from stages.language_model import MOST_TOKENS
 from stages.tracking.registry import SERVED_MODEL
 from stages.tracking.scoring_server import LARGEST_BODY

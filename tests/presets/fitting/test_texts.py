@@ -16,7 +16,8 @@ from presets.fitting.texts import (
     text_figures,
 )
 from stages.core.rows import encode_rows
-from stages.core.vocabulary import EOS, VocabularyParams, build_vocabulary
+from stages.core.vocabulary import EOS, VocabularyParams
+from stages.core.vocabulary_building import build_vocabulary
 
 RANDOM = random.Random(0)
 LETTERS = "abcdefghijklmnopqrstuvwxyz"

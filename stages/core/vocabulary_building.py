@@ -1,0 +1,117 @@
+"""Build a vocabulary from training texts."""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+import numpy.typing as npt
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from stages.core.frames import Frame, find_unusable_text, joined_texts, text_column, text_data
+from stages.core.text_cuts import (
+    CODE_POINTS,
+    END,
+    FIRST_NOT_ASCII,
+    distinct_chunks,
+    distinct_words,
+    split_words,
+    to_code_points,
+)
+from stages.core.vocabulary import EOS, UNKNOWN, Vocabulary, VocabularyParams, refuse_words
+
+_NO_UNKNOWN = ""  # can be no token of a text, so that an unknown one is never taken for another
+_CHARACTERS_AT_ONCE = 1 << 14
+_REPEATED_AT_ONCE = 1 << 12
+
+
+def build_vocabulary(parameters: VocabularyParams, frames: Iterable[Frame]) -> Vocabulary:
+    """Build a vocabulary from frames of training rows, which need not fit into memory together.
+
+    Ids of words and characters are in the order of their first appearance; bpe's are the bytes, then the merges. Then
+    comes ``<UNK>`` where asked for, and ``<EOS>`` last.
+
+    Raises:
+        UnusableTextError: a text holds a word with a meaning of its own, such as ``<EOS>``; the error names its row in the frame.
+    """
+    if parameters.tokenizer == "bpe":
+        return Vocabulary(_train_bpe(parameters.size, frames))
+    added = [UNKNOWN, EOS] if parameters.unknown_token else [EOS]
+    tokens: dict[str, None] = {}
+    seen = np.zeros(CODE_POINTS, np.bool_)
+    for frame in frames:
+        if parameters.tokenizer == "word":
+            words, _ = distinct_words(joined_texts(frame, " "))
+            if not {f"{word} " for word in added}.isdisjoint(words):
+                find_unusable_text(frame, lambda text: refuse_words(split_words(text), added))
+            tokens |= dict.fromkeys(words)
+        elif _has_new_characters(frame, seen):
+            tokens |= dict.fromkeys(_new_characters(str(joined_texts(frame, ""), "utf-8"), seen))
+    if parameters.tokenizer == "word":
+        tokens = dict.fromkeys(word.removesuffix(" ") for word in tokens if word != " ")
+    ids = {token: token_id for token_id, token in enumerate([*tokens, *added])}
+    unknown = UNKNOWN if parameters.unknown_token else _NO_UNKNOWN
+    tokenizer = Tokenizer(models.WordLevel(ids, unk_token=unknown))
+    if parameters.tokenizer == "word":
+        tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    else:
+        tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), behavior="isolated")
+        tokenizer.decoder = decoders.Fuse()
+    _add_eos(tokenizer)
+    return Vocabulary(tokenizer)
+
+
+def _has_new_characters(frame: Frame, seen: npt.NDArray[np.bool_]) -> bool:
+    """Return whether a frame has characters that are not ``seen`` [code points]; ASCII is sorted out as bytes."""
+    known = bytes(np.flatnonzero(seen[:FIRST_NOT_ASCII]).tolist())
+    for name in ("prompt", "completion"):
+        left = bytes(text_data(text_column(frame, name))).translate(None, known)
+        if left and not seen.take(to_code_points(left.decode())).all():
+            return True
+    return False
+
+
+def _new_characters(text: str, seen: npt.NDArray[np.bool_]) -> Iterator[str]:
+    """Yield the characters of a text that are not ``seen`` [code points], by their first appearance, and mark them."""
+    code_points = to_code_points(text)
+    # In parts, as a step of Python's is taken for whatever is new to a part: nearly all of a first one.
+    for part in np.split(code_points, range(_CHARACTERS_AT_ONCE, len(code_points), _CHARACTERS_AT_ONCE)):
+        new = list(dict.fromkeys(part[~seen.take(part)].tolist()))
+        seen[new] = True
+        yield from map(chr, new)
+
+
+def _train_bpe(size: int, frames: Iterable[Frame]) -> Tokenizer:
+    tokenizer = Tokenizer(models.BPE())
+    trainer = trainers.BpeTrainer(
+        vocab_size=size - 1,  # <EOS> comes last
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    # Half of the library's time is cutting text. Words are cut here, each once, and repeated for it to count.
+    tokenizer.pre_tokenizer = pre_tokenizers.CharDelimiterSplit(" ")
+    tokenizer.train_from_iterator(_repeated_words(frames), trainer)
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    _add_eos(tokenizer)
+    return tokenizer
+
+
+def _repeated_words(frames: Iterable[Frame]) -> Iterator[str]:
+    """Yield every word of byte-level BPE as often as it stands in the frames, with spaces between, which no word has."""
+    chunks: Counter[str] = Counter()
+    for frame in frames:
+        distinct, indices = distinct_chunks(joined_texts(frame, END))
+        chunks.update(dict(zip(distinct, np.bincount(indices, minlength=len(distinct)).tolist(), strict=True)))
+    del chunks[END]
+    cut = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    words: Counter[str] = Counter()
+    for chunk, count in chunks.items():
+        for word, _ in cut.pre_tokenize_str(chunk):
+            words[word] += count
+    for word, count in words.items():
+        for done in range(0, count, _REPEATED_AT_ONCE):
+            yield f"{word} " * min(count - done, _REPEATED_AT_ONCE)
+
+
+def _add_eos(tokenizer: Tokenizer) -> None:
+    tokenizer.add_special_tokens([AddedToken(EOS, special=True, normalized=False)])
