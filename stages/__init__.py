@@ -25,7 +25,7 @@ sys.excepthook = _report_interruption
 if sys.argv[:1] == ["-m"]:  # `python -m stages.…` is looking for its module: a command, not a library, is starting
     # Modules are many objects and no garbage: collecting it takes a fifth of the import's time. `command_line.run` enables it.
     gc.disable()
-# What is about to be imported: stages/inputs.py compares it with what is there later. Path -> size, time and inode.
+# What is about to be imported: stages/artifacts/stage_inputs.py compares it with what is there later. Path -> size, time and inode.
 CODE_AT_START = {
     str(path): (stat.st_size, stat.st_mtime_ns, stat.st_ino)
     for path, stat in ((path, path.stat()) for path in Path(__file__).resolve().parent.rglob("*.py"))

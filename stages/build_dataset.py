@@ -17,6 +17,7 @@ from stages.artifacts.dataset import (
 from stages.artifacts.key_spool import KeySpool, open_key_spool
 from stages.artifacts.metrics_json import DATA_METRICS, write_json
 from stages.artifacts.prompts_table import DataParams, find_sources, read_prompts
+from stages.artifacts.stage_inputs import unchanged_inputs
 from stages.artifacts.table_csv import ROW_LENGTHS, write_table
 from stages.artifacts.token_shards import TokenShardWriter, open_shard_writer, shard_path
 from stages.artifacts.vocabulary_json import read_vocabulary
@@ -28,7 +29,6 @@ from stages.core.split import SPLITS, SplitParams
 from stages.core.vocabulary import Vocabulary
 from stages.core.windows import ContextParams, DatasetParams
 from stages.errors import UserError
-from stages.inputs import unchanged_inputs
 from stages.parameters import read_section
 from stages.report.data_notes import data_notes, refuse_meaningless
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from stages.artifacts.pretrained import read_tokenizer
 from stages.artifacts.prompts_table import DataParams, read_prompts
+from stages.artifacts.stage_inputs import unchanged_inputs
 from stages.artifacts.vocabulary_json import VOCABULARY_FILE, write_vocabulary
 from stages.command_line import command_parser, run_stage, with_progress
 from stages.core.frames import Frame, UnusableTextError, place, rows_of
@@ -15,7 +16,6 @@ from stages.core.split import SplitParams
 from stages.core.vocabulary import VocabularyParams
 from stages.core.vocabulary_building import build_vocabulary
 from stages.errors import UserError
-from stages.inputs import unchanged_inputs
 from stages.parameters import read_section
 
 

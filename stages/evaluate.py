@@ -15,11 +15,12 @@ from stages import command_line
 from stages.artifacts.atomic import atomic_file
 from stages.artifacts.dataset import DATASET_FOLDER, open_held_out, read_metadata
 from stages.artifacts.metrics_json import write_json
-from stages.artifacts.model_weights import SavedModel, read_model
+from stages.artifacts.model_weights import read_model
 from stages.artifacts.prompts_table import ColumnName, DataParams
 from stages.artifacts.provenance_json import check_trained_from, read_provenance, stage_provenance
 from stages.artifacts.row_places import read_places
 from stages.artifacts.scores_parquet import SCORES_FILE, write_scores
+from stages.artifacts.stage_inputs import StageInputs, unchanged_inputs
 from stages.artifacts.table_csv import write_table
 from stages.core.evaluation import (
     Completion,
@@ -32,11 +33,11 @@ from stages.core.evaluation import (
 )
 from stages.core.examples import Examples
 from stages.core.params_model import ParamsModel
+from stages.core.saved_model import SavedModel
 from stages.core.score_table import build_score_table
 from stages.core.split import SplitParams
 from stages.core.vocabulary import Vocabulary
 from stages.errors import UserError
-from stages.inputs import StageInputs, unchanged_inputs
 from stages.parameters import read_section
 from stages.report.content import ReportContent, Sample, build_content, choose, inspect_row
 from stages.report.markdown import describe_run

@@ -13,8 +13,8 @@ from stages.artifacts.model_weights import read_model
 from stages.artifacts.provenance_json import MODEL_FOLDER
 from stages.artifacts.vocabulary_json import VOCABULARY_FILE
 from stages.core.generation import Sampling
+from stages.core.language_model import LanguageModel
 from stages.errors import UserError
-from stages.language_model import LanguageModel
 
 MOST_TOKENS = 1_000_000
 MOST_SAMPLES = 1_000

@@ -7,9 +7,9 @@ from tempfile import TemporaryDirectory
 from stages.artifacts.model_weights import read_model
 from stages.artifacts.provenance_json import MODEL_FOLDER
 from stages.artifacts.vocabulary_json import VOCABULARY_FILE
+from stages.core.language_model import LanguageModel
 from stages.errors import UserError
 from stages.exports.read_huggingface import is_huggingface, read_huggingface
-from stages.language_model import LanguageModel
 
 _IN_MLFLOW = re.compile(r"(?:runs|models):/")
 

@@ -12,15 +12,16 @@ from lightning.pytorch.utilities import rank_zero_only
 from stages import command_line
 from stages.artifacts.dataset import DATASET_FOLDER, open_examples, read_metadata
 from stages.artifacts.metrics_json import write_json
-from stages.artifacts.model_weights import SavedModel, write_model
+from stages.artifacts.model_weights import write_model
 from stages.artifacts.pretrained import MODELS, check_tracked
 from stages.artifacts.provenance_json import MODEL_FOLDER, Provenance, stage_provenance
+from stages.artifacts.stage_inputs import StageInputs, unchanged_inputs
 from stages.artifacts.table_csv import TRAIN_CURVE, VALIDATION_CURVE, write_table
 from stages.artifacts.vocabulary_json import VOCABULARY_FILE, read_vocabulary
+from stages.core.saved_model import SavedModel
 from stages.core.transformer import ModelParams, Transformer, TransformerConfig
 from stages.errors import UserError
 from stages.exports.read_huggingface import start_weights
-from stages.inputs import StageInputs, unchanged_inputs
 from stages.parameters import read_section
 from stages.tracking.data_figures import log_data_figures
 from stages.tracking.runs import TrainingRun, UnrecordedRun, start_training_run

@@ -7,7 +7,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages.artifacts.model_weights import SavedModel
 from stages.core.evaluation import (
     complete_rows,
     score,
@@ -15,6 +14,7 @@ from stages.core.evaluation import (
 )
 from stages.core.examples import Examples
 from stages.core.rows import count_scored, encode_rows
+from stages.core.saved_model import SavedModel
 from stages.core.transformer import Transformer
 from stages.core.vocabulary import VocabularyParams
 from stages.core.vocabulary_building import build_vocabulary

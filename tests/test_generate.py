@@ -10,15 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stages import command_line
-from stages.artifacts.model_weights import SavedModel, write_model
+from stages.artifacts.model_weights import write_model
 from stages.artifacts.provenance_json import MODEL_FOLDER, Provenance, md5
 from stages.artifacts.vocabulary_json import VOCABULARY_FILE, write_vocabulary
+from stages.core.language_model import text_pieces
+from stages.core.saved_model import SavedModel
 from stages.core.transformer import Transformer
 from stages.core.vocabulary import Vocabulary, VocabularyParams
 from stages.core.vocabulary_building import build_vocabulary
 from stages.errors import UserError
 from stages.generate import main, read_prompts
-from stages.language_model import text_pieces
 from tests.frames import frame_of_texts
 from tests.training.conftest import network
 

@@ -5,8 +5,7 @@ model.safetensors is deleted first and appears last: a model without its weights
 
 import hashlib
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 
 import pydantic
@@ -19,6 +18,7 @@ from stages.artifacts.metrics_json import read_json, write_json
 from stages.artifacts.provenance_json import MODEL_FOLDER, PROVENANCE_FILE, Provenance, md5, read_provenance
 from stages.artifacts.regular_file import check_file, hash_file
 from stages.artifacts.vocabulary_json import VOCABULARY_FILE, read_vocabulary
+from stages.core.saved_model import SavedModel
 from stages.core.transformer import Transformer, TransformerConfig
 from stages.core.vocabulary import Vocabulary
 from stages.errors import UserError
@@ -42,18 +42,6 @@ class ModelConfig(pydantic.BaseModel):
     """True where the model learnt to answer prompts; false where it learnt plain text, which it continues."""
     weights_sha256: str | None = None
     """Of model.safetensors; None in models from before this was written."""
-
-
-@dataclass(frozen=True)
-class SavedModel:
-    """A model as it was trained."""
-
-    network: Transformer
-    prompts_end_with_eos: bool
-
-    def prompt_ids(self, token_ids: Sequence[int], eos_id: int) -> list[int]:
-        """Return what the network reads for a prompt, as it did in training; an empty one begins with <EOS>."""
-        return [*token_ids, eos_id] if self.prompts_end_with_eos or not token_ids else list(token_ids)
 
 
 def write_model(folder: Path, model: SavedModel, provenance: Provenance) -> None:

@@ -15,9 +15,10 @@ from typing import Any
 from stages import command_line
 from stages.artifacts.dataset import DATASET_FOLDER, open_held_out, read_metadata
 from stages.artifacts.metrics_json import read_json, write_json
-from stages.artifacts.model_weights import SavedModel, read_model
+from stages.artifacts.model_weights import read_model
 from stages.artifacts.provenance_json import MODEL_FOLDER, Provenance, md5, read_provenance
 from stages.artifacts.vocabulary_json import VOCABULARY_FILE
+from stages.core.saved_model import SavedModel
 from stages.core.vocabulary import Vocabulary
 from stages.errors import UserError
 from stages.exports.engines import Engine

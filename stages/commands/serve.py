@@ -24,8 +24,8 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from stages import command_line
 from stages.artifacts.provenance_json import MODEL_FOLDER
 from stages.core.generation import Sampling, generate, stream
+from stages.core.language_model import MOST_PROMPTS, LanguageModel, text_pieces
 from stages.errors import UserError
-from stages.language_model import MOST_PROMPTS, LanguageModel, text_pieces
 from stages.load import load
 from stages.tracking.scoring_server import GuardedFastAPI, RequestEndedError, StoppableOutput
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from stages.artifacts.model_weights import SavedModel
+    from stages.core.saved_model import SavedModel
     from stages.core.transformer import TransformerConfig
     from stages.core.vocabulary import Vocabulary
     from stages.exports.twins import Twin, Weights

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from stages.artifacts.model_weights import SavedModel
     from stages.artifacts.provenance_json import Provenance
+    from stages.core.saved_model import SavedModel
     from stages.exports.proof import Proof
 
 HOW_TO_ASK = {

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from stages.artifacts.model_weights import SavedModel
     from stages.core.kernels import Definition, Dropout
+    from stages.core.saved_model import SavedModel
     from stages.core.transformer import Transformer
     from stages.core.vocabulary import Vocabulary
 

@@ -17,8 +17,8 @@ from stages.core.inspection import spread
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from stages.artifacts.model_weights import SavedModel
     from stages.core.examples import Examples
+    from stages.core.saved_model import SavedModel
     from stages.core.transformer import Transformer
     from stages.core.vocabulary import Vocabulary
     from stages.exports.engines import Engine

@@ -15,10 +15,11 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
 from stages.artifacts.metrics_json import read_json
-from stages.artifacts.model_weights import CONFIG, WEIGHTS, SavedModel, read_network
+from stages.artifacts.model_weights import CONFIG, WEIGHTS, read_network
 from stages.artifacts.pretrained import tokenizer_errors
 from stages.artifacts.vocabulary_json import VOCABULARY_FILE, read_vocabulary
 from stages.core.pretrained_tokenizer import take_tokenizer
+from stages.core.saved_model import SavedModel
 from stages.core.transformer import Transformer, TransformerConfig
 from stages.errors import UserError
 from stages.exports.twins import NORM_EPSILON, ROTARY_BASE, Twin, find_twin, weights_of_twin

@@ -16,8 +16,8 @@ from mlflow.pyfunc.model import PythonModel, PythonModelContext
 from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
 
 from stages.artifacts.model_weights import read_model
+from stages.core.language_model import MOST_PROMPTS, LanguageModel
 from stages.errors import UserError
-from stages.language_model import MOST_PROMPTS, LanguageModel
 
 PROMPT = "prompt"
 

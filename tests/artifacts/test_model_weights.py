@@ -7,9 +7,10 @@ import torch
 
 from stages.artifacts import model_weights
 from stages.artifacts.metrics_json import read_json, write_json
-from stages.artifacts.model_weights import SavedModel, read_model, write_model
+from stages.artifacts.model_weights import read_model, write_model
 from stages.artifacts.provenance_json import MODEL_FOLDER, Provenance, md5, read_provenance
 from stages.artifacts.vocabulary_json import VOCABULARY_FILE, write_vocabulary
+from stages.core.saved_model import SavedModel
 from stages.core.vocabulary import VocabularyParams
 from stages.core.vocabulary_building import build_vocabulary
 from stages.errors import UserError

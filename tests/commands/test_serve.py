@@ -12,10 +12,10 @@ import pytest
 from fastapi.testclient import TestClient
 
 from stages.commands.serve import application, listen
+from stages.core.language_model import MOST_TOKENS
 from stages.errors import UserError
-from stages.language_model import MOST_TOKENS
+from tests.core.test_language_model import MODEL, write
 from tests.project import ROOT, clean_environment
-from tests.test_language_model import MODEL, write
 
 
 @pytest.fixture(scope="module")

@@ -12,9 +12,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages.artifacts.model_weights import SavedModel
 from stages.artifacts.provenance_json import Provenance
 from stages.commands.export import FORMATS, describe, refuse_used_folder
+from stages.core.language_model import LanguageModel
+from stages.core.saved_model import SavedModel
 from stages.core.vocabulary import Vocabulary, VocabularyParams
 from stages.core.vocabulary_building import build_vocabulary
 from stages.errors import UserError
@@ -24,7 +25,6 @@ from stages.exports.model_card import model_card
 from stages.exports.onnx_runtime import OnnxRuntime, write_onnx
 from stages.exports.proof import Proof, Question, prove
 from stages.exports.twins import find_twin
-from stages.language_model import LanguageModel
 from tests.frames import frame_of_texts
 from tests.training.conftest import network
 

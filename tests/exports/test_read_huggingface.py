@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 
-from stages.artifacts.model_weights import SavedModel, write_model
+from stages.artifacts.model_weights import write_model
 from stages.artifacts.provenance_json import Provenance, md5
 from stages.artifacts.vocabulary_json import VOCABULARY_FILE, write_vocabulary
+from stages.core.saved_model import SavedModel
 from stages.core.transformer import Transformer, TransformerConfig
 from stages.core.vocabulary import Vocabulary, VocabularyParams
 from stages.core.vocabulary_building import build_vocabulary

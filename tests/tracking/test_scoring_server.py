@@ -22,12 +22,13 @@ from mlflow.models import Model
 from mlflow.pyfunc import scoring_server
 from starlette.testclient import TestClient
 
-from stages.artifacts.model_weights import SavedModel, write_model
+from stages.artifacts.model_weights import write_model
 from stages.artifacts.provenance_json import Provenance, md5
 from stages.artifacts.vocabulary_json import VOCABULARY_FILE, write_vocabulary
+from stages.core.language_model import MOST_TOKENS
+from stages.core.saved_model import SavedModel
 from stages.core.vocabulary import VocabularyParams
 from stages.core.vocabulary_building import build_vocabulary
-from stages.language_model import MOST_TOKENS
 from stages.tracking.registry import SERVED_MODEL
 from stages.tracking.scoring_server import LARGEST_BODY
 from stages.tracking.served_model import SIGNATURE

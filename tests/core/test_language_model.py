@@ -8,13 +8,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages.artifacts.model_weights import SavedModel, write_model
+from stages.artifacts.model_weights import write_model
 from stages.artifacts.provenance_json import Provenance, md5
 from stages.artifacts.vocabulary_json import VOCABULARY_FILE, write_vocabulary
+from stages.core.language_model import LanguageModel
+from stages.core.saved_model import SavedModel
 from stages.core.vocabulary import VocabularyParams
 from stages.core.vocabulary_building import build_vocabulary
 from stages.errors import UserError
-from stages.language_model import LanguageModel
 from stages.load import load
 from tests.frames import frame_of_texts
 from tests.training.conftest import network

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from stages.artifacts.model_weights import SavedModel
+    from stages.core.saved_model import SavedModel
     from stages.core.vocabulary import Vocabulary
 
 MOST_PROMPTS = 1024

@@ -10,11 +10,12 @@ import pytest
 from ruamel.yaml import YAML
 
 import stages
-from stages import build_dataset, build_vocabulary, inputs
+from stages import build_dataset, build_vocabulary
+from stages.artifacts import stage_inputs
 from stages.artifacts.dvc_yaml import read_stage
 from stages.artifacts.provenance_json import Provenance, check_trained_from, stage_provenance
+from stages.artifacts.stage_inputs import StageInputs, unchanged_inputs
 from stages.errors import UserError
-from stages.inputs import StageInputs, unchanged_inputs
 from tests.project import ROOT
 
 STAGES = ("build_vocabulary", "build_dataset", "train", "evaluate")
@@ -103,7 +104,7 @@ def test_data_that_were_written_count_as_changed_whatever_they_are_now_and_code_
 
 
 def test_a_large_file_is_known_by_its_size_time_and_inode(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(inputs, "SMALL", 1)
+    monkeypatch.setattr(stage_inputs, "SMALL", 1)
     data = Path("data/prompts.csv")
     stat = data.stat()
     before = StageInputs("build_dataset")
