@@ -15,6 +15,7 @@ from stages.command_line import visible
 from stages.core.score_table import RATIOS, ScoreTable
 from stages.errors import UserError
 from stages.report.metric_labels import format_metric
+from stages.tracking.baseline import has_effect
 from stages.verdict.comparison import compare
 from stages.verdict.judge import check_same_rows
 from stages.verdict.sources import WORKSPACE, cached_scores
@@ -91,13 +92,16 @@ def read_trials(lines: Iterable[Mapping[str, Any]]) -> list[Trial]:
 def _read_trial(line: Mapping[str, Any]) -> Trial:
     state = line.get("State") if line.get("State") in UNFINISHED else ""
     figures = {name: float(line[name]) for name in FIGURES if isinstance(line.get(name), int | float)}
+    values = {name: None if str(value) == "None" else value for name, value in line.items()}  # DVC's word for null
     parameters = {
         name: _as_yaml(value)
         for name, value in line.items()
-        if "." in name and "/" not in name and not name.startswith(WITHOUT_EFFECT) and value is not None
+        if "." in name
+        and "/" not in name
+        and value is not None
+        and not name.startswith(WITHOUT_EFFECT)
+        and has_effect(name, values)
     }
-    if parameters.get("vocabulary.tokenizer") != "bpe":
-        parameters.pop("vocabulary.size", None)
     return Trial(
         str(line.get("Experiment") or line["rev"]),
         str(line["rev"]),

@@ -19,19 +19,30 @@ _LONGEST_VALUE = 40  # characters in a name
 
 Values = Mapping[str, Any]
 
+
+def _own_vocabulary(values: Values) -> bool:
+    return values.get("vocabulary.file") is None
+
+
+def _drawn_split(values: Values) -> bool:
+    return values.get("split.column") is None
+
+
 # When a key of params.yaml changes what is trained; every other key always does.
 _HAS_EFFECT: Mapping[str, Callable[[Values], bool]] = {
-    "split.seed": lambda values: values.get("split.column") is None and bool(
-        values.get("split.validation") or values.get("split.test")
+    "split.seed": lambda values: (
+        _drawn_split(values) and bool(values.get("split.validation") or values.get("split.test"))
     ),
-    "split.validation": lambda values: values.get("split.column") is None,
-    "split.test": lambda values: values.get("split.column") is None,
-    "vocabulary.size": lambda values: values.get("vocabulary.tokenizer") == "bpe",
-    "vocabulary.unknown_token": lambda values: values.get("vocabulary.tokenizer") != "bpe",
+    "split.validation": _drawn_split,
+    "split.test": _drawn_split,
+    "vocabulary.size": lambda values: _own_vocabulary(values) and values.get("vocabulary.tokenizer") == "bpe",
+    "vocabulary.unknown_token": lambda values: _own_vocabulary(values) and values.get("vocabulary.tokenizer") != "bpe",
     "model.d_ff": lambda values: values.get("model.feed_forward") != "none",
+    "model.zero_init_projections": lambda values: values.get("train.start_from") is None,
     "train.min_learning_rate": lambda values: values.get("train.schedule") != "constant",
+    "train.cooldown_fraction": lambda values: values.get("train.schedule") == "cooldown",
     "train.register_as": lambda _: False,
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)
@@ -80,7 +91,7 @@ def differences(provenance: Provenance, parameters: Values, baseline: Baseline) 
     changed = [
         f"{name}={_short(as_yaml(value))}"
         for name, value in values.items()
-        if value != baseline.parameters.get(name, value) and _HAS_EFFECT.get(name, _always)(values)
+        if value != baseline.parameters.get(name, value) and has_effect(name, values)
     ]
     before = parse_lock(_LOCK.read_text(encoding="utf-8")) if _LOCK.exists() else None  # DVC keeps it up to date
     files = {**(before.files if before else {}), **provenance.dependencies}
@@ -89,6 +100,16 @@ def differences(provenance: Provenance, parameters: Values, baseline: Baseline) 
         for path, md5 in files.items()
         if path not in baseline.made and md5 != baseline.files.get(path)
     ]
+
+
+def has_effect(name: str, values: Values) -> bool:
+    """Return whether a key of params.yaml changes what is trained, with the values of the others.
+
+    Args:
+        name: such as train.seed.
+        values: dotted name -> value; None where it is null.
+    """
+    return name not in _HAS_EFFECT or _HAS_EFFECT[name](values)
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -122,7 +143,3 @@ def as_yaml(value: Any) -> str:
 
 def _short(text: str) -> str:
     return text if len(text) <= _LONGEST_VALUE else text[: _LONGEST_VALUE - 1] + "…"
-
-
-def _always(_: Values) -> bool:
-    return True

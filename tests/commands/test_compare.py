@@ -17,7 +17,7 @@ def line(name: str | None, rev: str, **values: Any) -> dict[str, Any]:
         "Experiment": name, "rev": rev, "State": None, "split": "test", "rows": 200.0, "loss": 1.0,
         "bits_per_byte": 0.5, "completion_exact_match": 0.9, "next_token_accuracy": 0.8, "validation_loss": 1.1,
         "data.csv": "data/addition.csv", "split.test": 0.1, "split.validation": 0.1, "split.seed": 0.0,
-        "split.column": "None", "vocabulary.tokenizer": "character", "vocabulary.size": 8000.0,
+        "split.column": "None", "vocabulary.tokenizer": "character", "vocabulary.size": 8000.0, "train.schedule": "linear", "train.cooldown_fraction": 0.4,
         "train.learning_rate": 0.1, "model.d_model": 64.0, "train.compile": "False", "runtime.devices": 1.0,
         "evaluate.samples": 20.0, "stages/train.py": "md5",
     }  # fmt: skip
@@ -67,7 +67,8 @@ def test_what_controls_a_terminal_is_printed_as_its_code() -> None:
 def test_only_parameters_that_differ_are_shown_and_only_those_with_an_effect() -> None:
     trials = read_trials([
         line(None, "workspace"),
-        line("wider", "1", **{"model.d_model": 96.0, "vocabulary.size": 1.0, "runtime.devices": 2.0}),
+        line("wider", "1", **{"model.d_model": 96.0, "vocabulary.size": 1.0, "runtime.devices": 2.0,
+                             "train.cooldown_fraction": 0.1}),
         line("slower", "2", **{"train.learning_rate": 0.01, "evaluate.samples": 3.0}),
     ])  # fmt: skip
     heading = printed(trials, 200).splitlines()[0].split()

@@ -19,22 +19,23 @@ stages:
     deps:
     - {path: data/prompts.csv, md5: old, size: 1}
     - {path: stages/core/vocabulary.py, md5: v1, size: 1}
-    params: {params.yaml: {vocabulary: {tokenizer: character, size: 100}, split: {validation: 0.0, seed: 0}}}
+    params: {params.yaml: {vocabulary: {tokenizer: character, size: 100, file: null}, split: {validation: 0.0, seed: 0}}}
     outs: [{path: data/vocabulary.json, md5: x}]
   train:
     deps:
     - {path: data/vocabulary.json, md5: x}
     - {path: stages/core/transformer.py, md5: t1}
-    params: {params.yaml: {train.learning_rate: 0.1, model: {d_model: 2, feed_forward: none, d_ff: null}, train.seed: 1}}
+    params: {params.yaml: {train.learning_rate: 0.1, model: {d_model: 2, feed_forward: none, d_ff: null}, train.seed: 1,
+                           train.schedule: linear, train.cooldown_fraction: 0.4}}
   evaluate:
     params: {params.yaml: {evaluate: {samples: 20}}}
 """
 BEFORE: dict[str, Any] = {
     "data": {"csv": "data/prompts.csv"},
     "split": {"validation": 0.0, "seed": 0},
-    "vocabulary": {"tokenizer": "character", "size": 100},
+    "vocabulary": {"tokenizer": "character", "size": 100, "file": None},
     "model": {"d_model": 2, "feed_forward": "none", "d_ff": None},
-    "train": {"learning_rate": 0.1, "seed": 1},
+    "train": {"learning_rate": 0.1, "seed": 1, "schedule": "linear", "cooldown_fraction": 0.4},
     "evaluate": {"samples": 20},
 }
 
@@ -91,7 +92,18 @@ def committed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("evaluate", {"samples": 3}, ""),
         ("vocabulary", {"size": 200}, ""),
         ("vocabulary", {"tokenizer": "bpe", "size": 200}, " vocabulary.tokenizer=bpe vocabulary.size=200"),
+        (
+            "vocabulary",
+            {"tokenizer": "bpe", "size": 200, "file": "pretrained/tokenizers/t.json"},
+            " vocabulary.tokenizer=bpe vocabulary.file=pretrained/tokenizers/t.json",
+        ),
         ("model", {"d_ff": 8}, ""),
+        ("train", {"cooldown_fraction": 0.2}, ""),
+        (
+            "train",
+            {"schedule": "cooldown", "cooldown_fraction": 0.2},
+            " train.schedule=cooldown train.cooldown_fraction=0.2",
+        ),
         ("split", {"seed": 3}, ""),
         ("split", {"seed": 3, "validation": 0.1}, " split.validation=0.1 split.seed=3"),
         ("train", {"learning_rate": 10**60}, " train.learning_rate=" + "1" + "0" * 38 + "…"),
