@@ -30,8 +30,8 @@ KEPT: dict[str, Changes] = {
     "nanoGPT's recipe: AdamW 0.001, cosine to a tenth": {},
     "rotary positions": {"model.positions": "rotary"},
     "AdamW 0.004": {"train.learning_rate": 0.004},
-    "warm-up of 20 steps, linear to zero": {
-        "train.schedule": "linear", "train.min_learning_rate": 0.0, "train.warmup_steps": 20,
+    "warm-up of 5 steps, linear to zero": {
+        "train.schedule": "linear", "train.min_learning_rate": 0.0, "train.warmup_steps": 5,
     },
     "Muon for the blocks' matrices": {"train.optimizer": "muon"},
     "RMSNorm": {"model.norm": "rms"},
@@ -43,6 +43,8 @@ OTHERS: dict[str, Changes] = {
     "QK-norm": {"model.qk_norm": True},
     "SwiGLU with as many weights": {"model.feed_forward": "swiglu", "model.d_ff": 336},
     "cool-down in the last 40%": {"train.schedule": "cooldown", "train.cooldown_fraction": 0.4},
+    "untied output layer": {"model.tie_embeddings": False},
+    "weight decay 0.3": {"train.weight_decay": 0.3},
     "twice the learning rate": {"train.learning_rate": 0.008},
     "half the learning rate": {"train.learning_rate": 0.002},
 }

@@ -12,9 +12,12 @@ from benchmarks.ladder import KEPT, read_trials, rungs, try_rung
 from benchmarks.loss import at_once, measure
 from benchmarks.measuring import Options
 from benchmarks.peers import Shape, of_transformers
+from benchmarks.tasks import read_task
 from benchmarks.time_to_loss import begin_ours, begin_theirs, read_texts, train
 from benchmarks.training import loss_from_logits
 from benchmarks.training import measure as measure_training
+from benchmarks.widths import RATES, losses_of_width
+from presets.text_to_csv import write_text_csv
 from stages.core.loss import summed_loss
 
 TINY = Shape(layers=1, heads=2, d_model=16, context_length=8, batch_size=2, vocabulary_size=11)
@@ -86,3 +89,12 @@ def test_a_rung_of_the_ladder_is_trained_for_some_seconds(tmp_path: Path) -> Non
             figures, steps = try_rung(trial, changes | small, seconds=0.3, seeds=1)
             assert steps >= 25
             assert 0 <= figures[0] < 5
+
+
+def test_each_learning_rate_is_tried_at_a_width(tmp_path: Path) -> None:
+    text = tmp_path / "input.txt"
+    text.write_text(TEXT, encoding="utf-8")
+    write_text_csv(text, tmp_path / "text.csv")
+    losses = losses_of_width(read_task("characters", csv=tmp_path / "text.csv"), d_model=32, steps=8)
+    assert len(set(losses)) == len(RATES)
+    assert max(losses) < 5

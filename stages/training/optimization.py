@@ -11,7 +11,7 @@ from stages.core.params_model import ParamsModel
 from stages.core.transformer import Transformer
 from stages.training.muon import Heads, MuonWithAdamW
 
-MUON_RATE = 5.0
+MUON_RATE = 8.0
 """The learning rate of Muon's matrices, in units of train.learning_rate, by which AdamW moves the other weights."""
 
 NonNegative = Annotated[float, Field(ge=0)]
@@ -28,7 +28,7 @@ class TrainParams(ParamsModel):
     """Adam (Kingma & Ba 2015) adds weight_decay to the gradient; AdamW (Loshchilov & Hutter 2019) decouples it; muon
     (Jordan et al. 2024) makes the steps of the matrices inside the blocks orthogonal, and is AdamW for all other weights."""
     learning_rate: Annotated[float, Field(gt=0)]
-    """The peak learning rate of Adam and AdamW; with muon, the matrices inside the blocks have five times as much."""
+    """The peak learning rate of Adam and AdamW; with muon, the matrices inside the blocks have eight times as much."""
     beta1: Decay
     """Decay rate of Adam's running average of the gradient."""
     beta2: Decay

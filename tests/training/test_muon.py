@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from stages.core.transformer import Transformer
-from stages.training.muon import COEFFICIENTS, ITERATIONS, Heads, MuonWithAdamW, orthogonalise, pieces
+from stages.training.muon import COEFFICIENTS, ITERATIONS, MOMENTUM, Heads, MuonWithAdamW, orthogonalise, pieces
 from stages.training.optimization import MUON_RATE, build_optimizer
 from tests.training.conftest import network, train_parameters
 
@@ -46,7 +46,9 @@ def test_steps_equal_those_of_torchs_muon_and_adamw() -> None:
     ]
     adamw = torch.optim.AdamW(rest, lr=RATE, betas=(0.9, 0.99), weight_decay=DECAY)
     matrices = [theirs.get_parameter(name) for name in whole]
-    muon = torch.optim.Muon(matrices, lr=MUON_RATE * RATE, weight_decay=DECAY, adjust_lr_fn="original")
+    muon = torch.optim.Muon(
+        matrices, lr=MUON_RATE * RATE, weight_decay=DECAY, momentum=MOMENTUM, adjust_lr_fn="original"
+    )
     found, expected = moved(ours, [build_optimizer(ours, PARAMETERS)]), moved(theirs, [muon, adamw])
     for name in found.keys() - (hidden - whole):
         # torch computes Muon in bfloat16, whose 8 bits are 0.4% a number.
@@ -59,7 +61,7 @@ def test_each_head_is_moved_as_torchs_muon_moves_a_matrix_of_its_own(heads: Head
     weight = torch.nn.Parameter(torch.randn(24, 24))
     own = [torch.nn.Parameter(piece.clone()) for piece in pieces(weight.detach(), heads, 8)]
     ours = MuonWithAdamW([{"params": [weight], "heads": heads, "head_dim": 8}], lr=0.1, weight_decay=0.0)
-    theirs = torch.optim.Muon(own, lr=0.1, weight_decay=0.0, adjust_lr_fn="original")
+    theirs = torch.optim.Muon(own, lr=0.1, weight_decay=0.0, momentum=MOMENTUM, adjust_lr_fn="original")
     before = weight.detach().clone()
     for _ in range(3):
         weight.grad = torch.randn(24, 24)
