@@ -24,6 +24,7 @@ from stages.training.compile_cache import remove_incomplete_libraries
 from stages.training.data_module import TokenDataModule
 from stages.training.history import BestWeights, Curves, Log, TrainingHistory
 from stages.training.lightning_module import LanguageModel
+from stages.training.memory import check_batch
 from stages.training.optimization import TrainParams
 from stages.training.plan import plan_training
 from stages.training.progress import progress_callback
@@ -107,6 +108,7 @@ def fit(
         )
     if parameters.compile:
         remove_incomplete_libraries()
+    check_batch(network, training, plan, parameters, trainer.strategy.root_device)
     data = TokenDataModule(training, validation, plan, runtime.loader_workers)
     module = LanguageModel(network, parameters, plan)
     newest = checkpoints.newest() if checkpoints is not None else None
