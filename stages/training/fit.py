@@ -18,6 +18,7 @@ from stages.core.examples import Examples
 from stages.core.kernels import CPU_COMPUTES_BFLOAT16
 from stages.core.transformer import Transformer
 from stages.errors import UserError
+from stages.training.checkpoint_contents import check_contents, expected_contents
 from stages.training.checkpoint_folder import CheckpointFolder
 from stages.training.checkpoints import Checkpoints, VerifiedCheckpoints
 from stages.training.compile_cache import remove_incomplete_libraries
@@ -80,7 +81,8 @@ def fit(
     # On a GPU, whose operations are to be deterministic, torch would write each new tensor once before it is computed.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # torch makes it at run time
     runtime.torch_device()  # refuses an absent accelerator, each in the same words
-    trainer = _build_trainer(runtime, parameters)
+    checkpoint_io = VerifiedCheckpoints()
+    trainer = _build_trainer(runtime, parameters, checkpoint_io)
     plan = plan_training(training.examples_per_epoch(), parameters, runtime.micro_batch_size, trainer.world_size)
     history = TrainingHistory(plan, log)
     best = BestWeights()
@@ -112,6 +114,8 @@ def fit(
     data = TokenDataModule(training, validation, plan, runtime.loader_workers)
     module = LanguageModel(network, parameters, plan)
     newest = checkpoints.newest() if checkpoints is not None else None
+    contents = expected_contents(trainer, module, parameters.precision)
+    checkpoint_io.check = lambda state, step: check_contents(state, contents, step, plan)
     smaller = (
         f"{plan.micro_batch_size} examples at once are too many: lower runtime.micro_batch_size in params.yaml, which changes "
         "no result; `dvc repro` goes on from the last checkpoint"
@@ -144,7 +148,9 @@ def memory_errors(fix: str) -> Iterator[None]:
         raise UserError(f"out of memory: {fix} ({str(error).splitlines()[0]})") from None
 
 
-def _build_trainer(runtime: RuntimeParams, parameters: TrainParams) -> lightning.Trainer:
+def _build_trainer(
+    runtime: RuntimeParams, parameters: TrainParams, checkpoint_io: VerifiedCheckpoints
+) -> lightning.Trainer:
     """Return Lightning's Trainer for this machine, without what the plan adds to it.
 
     Raises:
@@ -161,7 +167,7 @@ def _build_trainer(runtime: RuntimeParams, parameters: TrainParams) -> lightning
     try:
         trainer = lightning.Trainer(
             **machine,
-            plugins=[VerifiedCheckpoints()],
+            plugins=[checkpoint_io],
             max_epochs=1,  # for Lightning all epochs are one: the loader has every step
             gradient_clip_val=parameters.gradient_clip or None,
             num_sanity_val_steps=0,
