@@ -28,11 +28,11 @@ from stages.tracking.runs import TrainingRun, UnrecordedRun, start_training_run
 from stages.tracking.system_metrics import record_system_metrics
 from stages.training.advice import print_advice
 from stages.training.checkpoint_folder import CheckpointFolder
-from stages.training.fit import TrainingResult, fit, memory_errors
+from stages.training.fit import TrainingResult, fit
 from stages.training.history import Curves
 from stages.training.memory import check_model
 from stages.training.optimization import TrainParams
-from stages.training.runtime import RuntimeParams
+from stages.training.runtime import RuntimeParams, memory_errors
 
 METRICS_FILE = Path("metrics/train.json")
 

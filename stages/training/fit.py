@@ -3,8 +3,6 @@
 import logging
 import sys
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,7 +27,7 @@ from stages.training.memory import check_batch
 from stages.training.optimization import TrainParams
 from stages.training.plan import plan_training
 from stages.training.progress import progress_callback
-from stages.training.runtime import RuntimeParams, keep_freed_memory
+from stages.training.runtime import RuntimeParams, keep_freed_memory, memory_errors
 
 LOG = logging.getLogger(__name__)
 
@@ -130,22 +128,6 @@ def fit(
     if best.weights:
         network.load_state_dict(best.weights)
     return TrainingResult(steps, plan.epochs(steps), best.step or steps, history.curves)
-
-
-@contextmanager
-def memory_errors(fix: str) -> Iterator[None]:
-    """Turn the error of memory that ran out, on any device, into one line with its fix.
-
-    Raises:
-        UserError: memory ran out.
-    """
-    try:
-        yield
-    except RuntimeError as error:
-        # Where it is the computer's own memory, torch says so in words alone.
-        if not isinstance(error, torch.OutOfMemoryError) and "DefaultCPUAllocator" not in str(error):
-            raise
-        raise UserError(f"out of memory: {fix} ({str(error).splitlines()[0]})") from None
 
 
 def _build_trainer(

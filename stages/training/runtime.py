@@ -6,6 +6,7 @@ import math
 import os
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Literal
@@ -131,6 +132,24 @@ def _control_groups(root: Path, controller: str) -> Iterator[tuple[Path, int]]:
             if not folder.is_relative_to(base):
                 break
             yield folder, 1 if controllers else 2
+
+
+@contextmanager
+def memory_errors(fix: str) -> Iterator[None]:
+    """Turn the error of memory that ran out, on any device, into one line with its fix.
+
+    Raises:
+        UserError: memory ran out.
+    """
+    import torch  # noqa: PLC0415 - as above
+
+    try:
+        yield
+    except RuntimeError as error:
+        # Where it is the computer's own memory, torch says so in words alone.
+        if not isinstance(error, torch.OutOfMemoryError) and "DefaultCPUAllocator" not in str(error):
+            raise
+        raise UserError(f"out of memory: {fix} ({str(error).splitlines()[0]})") from None
 
 
 def keep_freed_memory() -> None:
