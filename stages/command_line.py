@@ -17,6 +17,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, TextIO, TypeVar
 
+import stages
 from stages.errors import Stopped, UserError
 
 LOG = logging.getLogger(__name__)
@@ -56,10 +57,7 @@ def run(main: Callable[[], None]) -> None:
     if not gc.isenabled():
         gc.freeze()
         gc.enable()
-    for name in ("SIGTERM", "SIGHUP"):
-        number = getattr(signal, name, None)
-        if number is not None and signal.getsignal(number) != signal.SIG_IGN:  # as nohup has it
-            signal.signal(number, _stop)
+    _handle_signals()
     try:
         main()
         sys.stdout.flush()
@@ -82,6 +80,16 @@ def run(main: Callable[[], None]) -> None:
             raise
         where = f"{str(error.filename)[:_LONGEST_PATH]}: " if error.filename else ""
         sys.exit(f"error: {visible(where)}{error.strerror}; {_FIXES[error.errno]}")
+
+
+def _handle_signals() -> None:
+    """From here on a signal ends the process as an error does, so that what is half done is put away."""
+    if signal.getsignal(signal.SIGINT) == stages.end_at_once:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    for name in ("SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) != signal.SIG_IGN:  # as nohup has it
+            signal.signal(number, _stop)
 
 
 def visible(text: str) -> str:

@@ -49,7 +49,7 @@ from stages.tracking.registry import log_model
 from stages.tracking.runs import Evaluation, log_evaluation
 from stages.tracking.store import check_store
 from stages.training.checkpoint_folder import CheckpointFolder
-from stages.training.runtime import RuntimeParams
+from stages.training.runtime import RuntimeParams, memory_errors
 
 LOG = logging.getLogger(__name__)
 
@@ -103,18 +103,19 @@ def evaluate(inputs: StageInputs, *, quiet: bool) -> None:
     places = read_places(data, split_params, split, metadata.splits[split].rows, params.group_column)
     LOG.info("scoring %s on %s, with %d threads", split, network.output.weight.device, torch.get_num_threads())
 
-    scores = score(network, examples, params.batch_size, partial(command_line.track, name="scores", quiet=quiet))
-    check_finite(scores.loss)
-    completions = complete_rows(
-        network,
-        examples,
-        scores.rows,
-        eos_id=vocabulary.eos_id,
-        batch_size=params.batch_size,
-        max_new_tokens=params.max_new_tokens,
-        texts=params.samples,
-        watch=partial(command_line.track, name="completions", quiet=quiet),
-    )
+    with memory_errors(f"{params.batch_size:,} rows at once are too many: lower evaluate.batch_size in params.yaml"):
+        scores = score(network, examples, params.batch_size, partial(command_line.track, name="scores", quiet=quiet))
+        check_finite(scores.loss)
+        completions = complete_rows(
+            network,
+            examples,
+            scores.rows,
+            eos_id=vocabulary.eos_id,
+            batch_size=params.batch_size,
+            max_new_tokens=params.max_new_tokens,
+            texts=params.samples,
+            watch=partial(command_line.track, name="completions", quiet=quiet),
+        )
     table = build_score_table(split, places, examples, metadata.parameters, vocabulary, scores.rows, completions)
     metrics = {"split": split, **summarise(scores, metadata.splits[split].scored_bytes, completions)}
     labels = token_labels(vocabulary)

@@ -28,10 +28,11 @@ from stages.tracking.runs import TrainingRun, UnrecordedRun, start_training_run
 from stages.tracking.system_metrics import record_system_metrics
 from stages.training.advice import print_advice
 from stages.training.checkpoint_folder import CheckpointFolder
-from stages.training.fit import TrainingResult, fit, memory_errors
+from stages.training.fit import TrainingResult, fit
 from stages.training.history import Curves
+from stages.training.memory import check_model
 from stages.training.optimization import TrainParams
-from stages.training.runtime import RuntimeParams
+from stages.training.runtime import RuntimeParams, memory_errors
 
 METRICS_FILE = Path("metrics/train.json")
 
@@ -61,6 +62,7 @@ def train(inputs: StageInputs, *, restart: bool, quiet: bool) -> None:
     if validation is None and not quiet and is_first_device():
         for line in without_validation(parameters):
             print(line, file=sys.stderr)
+    check_model(config, parameters, runtime)
     lightning.seed_everything(parameters.seed, verbose=False)
     with memory_errors("lower model.context_length, d_model or n_layers in params.yaml"):
         network = Transformer(config)

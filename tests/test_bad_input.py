@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from stages.core import evaluation
 from tests.project import Project, clone
 
 HEADER = "prompt,completion\n"
@@ -113,7 +115,9 @@ CASES = [
     parameter("train", "max_steps: null", "max_steps: 5", "exactly one of epochs and max_steps"),
     parameter("train", "d_model: 2", "d_model: -2", "model.d_model", "found -2"),
     parameter("train", "d_model: 2", "d_model: 2.5", "model.d_model", "integer", "found 2.5"),
-    parameter("train", "d_model: 2", "d_model: 65536", "out of memory", "lower model.context_length"),
+    Case("a model that no machine has the memory for", "train",
+         ["params.yaml: model.d_model 65536, n_layers 1024", " weights; ", " GB, and this machine has ", "lower model.d_model or model.n_layers"],
+         parameters=[("d_model: 2", "d_model: 65536"), ("n_layers: 1", "n_layers: 1024")]),
     parameter("train", "context_length: 6", "context_length: 1", "model.context_length", "greater than or equal to 2", "found 1"),
     parameter("train", "n_heads: 1", "n_heads: 3", "n_heads: found 3", "a divisor of d_model (2)"),
     parameter("train", "n_kv_heads: null", "n_kv_heads: 2", "n_kv_heads: found 2", "a divisor of n_heads (1)"),
@@ -258,6 +262,17 @@ def test_a_split_in_which_nothing_is_scored_is_told_before_the_training(
     said = call("train", [], monkeypatch, capsys)
     assert f"none of the 1 {split} rows has a token to score with dataset.loss_on: completion" in said
     assert "set dataset.loss_on: all in params.yaml" in said
+    assert "Traceback" not in said
+    assert snapshot(project) == before
+
+
+def test_an_evaluation_that_memory_does_not_suffice_for_names_its_batch(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = snapshot(project)
+    monkeypatch.setattr(evaluation, "complete_rows", lambda *_, **__: torch.zeros(10**15))
+    said = call("evaluate", [], monkeypatch, capsys)
+    assert "error: out of memory: 64 rows at once are too many: lower evaluate.batch_size in params.yaml" in said
     assert "Traceback" not in said
     assert snapshot(project) == before
 

@@ -10,6 +10,8 @@ import signal
 import sys
 import threading
 import time
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -38,6 +40,11 @@ _DEVICES_AGREE_EVERY = 10  # steps
 class VerifiedCheckpoints(TorchCheckpointIO):
     """Writes a checkpoint under its name only when it is whole, with its hash beside it; never unpickles one."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.check: Callable[[dict[str, Any], int], None] | None = None
+        """Raises a ValueError where the training cannot go on with what a checkpoint, of this step by its name, holds."""
+
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         """Write a checkpoint; the file appears last, so that a hash without a file is no harm."""
         path = Path(path)
@@ -62,16 +69,38 @@ class VerifiedCheckpoints(TorchCheckpointIO):
         Raises:
             UserError: the file is no such checkpoint, or that of another training.
         """
-        folder = Path(path).parent
+        path = Path(path)
         try:
-            state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+            state = _read(path)
         except Exception as error:
-            reason = str(error).splitlines()[0]
-            raise UserError(f"{path}: no checkpoint of this project ({reason}); delete {folder}/") from error
+            raise refused_checkpoint(path, str(error).splitlines()[0]) from error
         # Here, before Lightning looks at the weights, which may have other shapes.
-        if not isinstance(state, dict) or state.get("fingerprint") != folder.name:
-            raise UserError(f"{folder}/: holds a checkpoint of another training; delete that folder")
+        if not isinstance(state, dict) or state.get("fingerprint") != path.parent.name:
+            raise UserError(f"{path.parent}/: holds a checkpoint of another training; delete that folder")
+        if self.check is not None:
+            try:
+                self.check(state, int(path.stem))
+            except ValueError as error:
+                raise refused_checkpoint(path, str(error)) from None
         return state
+
+
+def _read(path: Path) -> Any:
+    """Read what torch saved, without unpickling anything.
+
+    Raises:
+        Exception: the file is no such thing; of many kinds. A small file that unpacks to more than it is could take all memory.
+    """
+    with zipfile.ZipFile(path) as archive:
+        unpacked = sum(member.file_size for member in archive.infolist())
+    if unpacked > path.stat().st_size:
+        raise ValueError(f"it unpacks to {unpacked:,} bytes")
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def refused_checkpoint(path: Path, reason: str) -> UserError:
+    """Return the error of a checkpoint that no training can go on from."""
+    return UserError(f"{path}: no checkpoint of this project ({reason}); delete {path.parent}/")
 
 
 class Checkpoints(lightning.Callback):

@@ -3,8 +3,6 @@
 import logging
 import sys
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,16 +16,18 @@ from stages.core.examples import Examples
 from stages.core.kernels import CPU_COMPUTES_BFLOAT16
 from stages.core.transformer import Transformer
 from stages.errors import UserError
+from stages.training.checkpoint_contents import check_contents, expected_contents
 from stages.training.checkpoint_folder import CheckpointFolder
 from stages.training.checkpoints import Checkpoints, VerifiedCheckpoints
 from stages.training.compile_cache import remove_incomplete_libraries
 from stages.training.data_module import TokenDataModule
 from stages.training.history import BestWeights, Curves, Log, TrainingHistory
 from stages.training.lightning_module import LanguageModel
+from stages.training.memory import check_batch
 from stages.training.optimization import TrainParams
 from stages.training.plan import plan_training
 from stages.training.progress import progress_callback
-from stages.training.runtime import RuntimeParams, keep_freed_memory
+from stages.training.runtime import RuntimeParams, keep_freed_memory, memory_errors
 
 LOG = logging.getLogger(__name__)
 
@@ -79,7 +79,8 @@ def fit(
     # On a GPU, whose operations are to be deterministic, torch would write each new tensor once before it is computed.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # torch makes it at run time
     runtime.torch_device()  # refuses an absent accelerator, each in the same words
-    trainer = _build_trainer(runtime, parameters)
+    checkpoint_io = VerifiedCheckpoints()
+    trainer = _build_trainer(runtime, parameters, checkpoint_io)
     plan = plan_training(training.examples_per_epoch(), parameters, runtime.micro_batch_size, trainer.world_size)
     history = TrainingHistory(plan, log)
     best = BestWeights()
@@ -107,9 +108,12 @@ def fit(
         )
     if parameters.compile:
         remove_incomplete_libraries()
+    check_batch(network, training, plan, parameters, trainer.strategy.root_device)
     data = TokenDataModule(training, validation, plan, runtime.loader_workers)
     module = LanguageModel(network, parameters, plan)
     newest = checkpoints.newest() if checkpoints is not None else None
+    contents = expected_contents(trainer, module, parameters.precision)
+    checkpoint_io.check = lambda state, step: check_contents(state, contents, step, plan)
     smaller = (
         f"{plan.micro_batch_size} examples at once are too many: lower runtime.micro_batch_size in params.yaml, which changes "
         "no result; `dvc repro` goes on from the last checkpoint"
@@ -126,23 +130,9 @@ def fit(
     return TrainingResult(steps, plan.epochs(steps), best.step or steps, history.curves)
 
 
-@contextmanager
-def memory_errors(fix: str) -> Iterator[None]:
-    """Turn the error of memory that ran out, on any device, into one line with its fix.
-
-    Raises:
-        UserError: memory ran out.
-    """
-    try:
-        yield
-    except RuntimeError as error:
-        # Where it is the computer's own memory, torch says so in words alone.
-        if not isinstance(error, torch.OutOfMemoryError) and "DefaultCPUAllocator" not in str(error):
-            raise
-        raise UserError(f"out of memory: {fix} ({str(error).splitlines()[0]})") from None
-
-
-def _build_trainer(runtime: RuntimeParams, parameters: TrainParams) -> lightning.Trainer:
+def _build_trainer(
+    runtime: RuntimeParams, parameters: TrainParams, checkpoint_io: VerifiedCheckpoints
+) -> lightning.Trainer:
     """Return Lightning's Trainer for this machine, without what the plan adds to it.
 
     Raises:
@@ -159,7 +149,7 @@ def _build_trainer(runtime: RuntimeParams, parameters: TrainParams) -> lightning
     try:
         trainer = lightning.Trainer(
             **machine,
-            plugins=[VerifiedCheckpoints()],
+            plugins=[checkpoint_io],
             max_epochs=1,  # for Lightning all epochs are one: the loader has every step
             gradient_clip_val=parameters.gradient_clip or None,
             num_sanity_val_steps=0,

@@ -130,6 +130,13 @@ def build_optimizer(network: Transformer, parameters: TrainParams) -> torch.opti
             return MuonWithAdamW([*_adam_groups(others, parameters), *muon], **options)
 
 
+def states_per_weight(network: Transformer, parameters: TrainParams) -> dict[torch.nn.Parameter, int]:
+    """Return how many numbers the optimiser remembers for each number of a weight: Adam two averages, Muon one."""
+    muon = _muon_groups(network, parameters) if parameters.optimizer == "muon" else []
+    matrices = {matrix for group in muon for matrix in group["params"]}
+    return {weight: 1 if weight in matrices else 2 for weight in network.parameters()}
+
+
 def _adam_groups(weights: list[torch.nn.Parameter], parameters: TrainParams) -> list[dict[str, Any]]:
     return [
         {"params": [weight for weight in weights if weight.ndim >= 2], "weight_decay": parameters.weight_decay},

@@ -5,10 +5,13 @@ import ctypes
 import math
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Literal
 
+import psutil
 from pydantic import Field
 
 from stages.core.params_model import ParamsModel
@@ -90,30 +93,63 @@ def available_cpus(root: Path = Path("/")) -> int:
     return max(1, int(min(cpus, _cpu_quota(root))))
 
 
+def available_memory(root: Path = Path("/")) -> int:
+    """Return the bytes of memory that this process may use: the machine's, or less where its control group has a limit."""
+    limits = [psutil.virtual_memory().total]
+    for folder, version in _control_groups(root, "memory"):
+        with contextlib.suppress(OSError, ValueError):
+            limits.append(int((folder / ("memory.max" if version == 2 else "memory.limit_in_bytes")).read_text()))
+    return min(limits)
+
+
 def _cpu_quota(root: Path) -> float:
-    """Return the CPUs that Linux's control groups allow, of versions 2 and 1; infinity where none limits them."""
+    """Return the CPUs that Linux's control groups allow; infinity where none limits them."""
     quotas = [math.inf]
+    for folder, version in _control_groups(root, "cpu"):
+        with contextlib.suppress(OSError, ValueError):
+            if version == 1:
+                quota, period = ((folder / f"cpu.cfs_{part}_us").read_text() for part in ("quota", "period"))
+            else:
+                quota, period = (folder / "cpu.max").read_text().split()
+            if int(quota) > 0:  # "max", or -1, is no limit
+                quotas.append(int(quota) / int(period))
+    return min(quotas)
+
+
+def _control_groups(root: Path, controller: str) -> Iterator[tuple[Path, int]]:
+    """Yield the folder of each control group that this process lies in, and its version, 1 or 2; none but on Linux."""
     try:
         lines = (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines()
     except OSError:
-        return math.inf
+        return
     for line in lines:
         _, controllers, name = line.split(":", 2)
-        if controllers and "cpu" not in controllers.split(","):
+        if controllers and controller not in controllers.split(","):
             continue
-        base = root / "sys/fs/cgroup" / ("cpu" if controllers else "")
+        base = root / "sys/fs/cgroup" / (controller if controllers else "")
         group = base / name.lstrip("/")
-        for folder in (group, *group.parents):  # the limits of all groups that it lies in
+        for folder in (group, *group.parents):  # the limits of all groups around it hold as well
             if not folder.is_relative_to(base):
                 break
-            with contextlib.suppress(OSError, ValueError):
-                if controllers:
-                    quota, period = ((folder / f"cpu.cfs_{part}_us").read_text() for part in ("quota", "period"))
-                else:
-                    quota, period = (folder / "cpu.max").read_text().split()
-                if int(quota) > 0:  # "max", or -1, is no limit
-                    quotas.append(int(quota) / int(period))
-    return min(quotas)
+            yield folder, 1 if controllers else 2
+
+
+@contextmanager
+def memory_errors(fix: str) -> Iterator[None]:
+    """Turn the error of memory that ran out, on any device, into one line with its fix.
+
+    Raises:
+        UserError: memory ran out.
+    """
+    import torch  # noqa: PLC0415 - as above
+
+    try:
+        yield
+    except RuntimeError as error:
+        # Where it is the computer's own memory, torch says so in words alone.
+        if not isinstance(error, torch.OutOfMemoryError) and "DefaultCPUAllocator" not in str(error):
+            raise
+        raise UserError(f"out of memory: {fix} ({str(error).splitlines()[0]})") from None
 
 
 def keep_freed_memory() -> None:

@@ -3,9 +3,11 @@
 import hashlib
 import os
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
+import zipfile
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -334,3 +336,124 @@ def test_a_malicious_checkpoint_is_refused_and_its_payload_does_not_run(project:
     with pytest.raises(UserError, match="no checkpoint of this project"):
         train(folder)
     assert not (project / "payload-ran").exists()
+
+
+def _put(state: Any, place: str, change: Any) -> None:
+    """Replace what stands at a dotted place by what ``change`` makes of it, or delete it where that is None."""
+    *outer, last = place.split("/")
+    for name in outer:
+        state = state[int(name) if isinstance(state, list) or name.isdigit() else name]
+    key = int(last) if isinstance(state, list) or last.isdigit() else last
+    if change is None:
+        del state[key]
+    else:
+        state[key] = change(state[key])
+
+
+EARLY = "callbacks/EarlyStopping{'monitor': 'validation_loss', 'mode': 'min'}"
+WEIGHT = "state_dict/network.embedding.weight"
+OPTIMIZER = "optimizer_states/0/state/1/exp_avg"
+PROGRESS = "loops/fit_loop/epoch_loop.automatic_optimization.optim_progress/optimizer/step/total/completed"
+FORGED: dict[str, tuple[str, Any]] = {
+    "no weights": ("state_dict", None),
+    "a weight less": (WEIGHT, None),
+    "weights that are none": ("state_dict", lambda _: 3),
+    "another shape": (WEIGHT, lambda value: value[:-1].clone()),
+    "another type": (WEIGHT, lambda value: value.long()),
+    "more digits": (WEIGHT, lambda value: value.double()),
+    "huge": (WEIGHT, lambda _: torch.zeros(1).expand(10**12)),
+    "one number for all": (WEIGHT, lambda value: torch.zeros(1, 1).expand(value.shape)),
+    "a sparse tensor": (WEIGHT, lambda value: value.to_sparse()),
+    "a tensor without memory": (WEIGHT, lambda value: value.to("meta")),
+    "a text": (WEIGHT, lambda _: "x"),
+    "no optimiser": ("optimizer_states", None),
+    "two optimisers": ("optimizer_states", lambda states: states * 2),
+    "an average less": (OPTIMIZER, None),
+    "an average of another shape": (OPTIMIZER, lambda value: value.T.clone()),
+    "an average of one number": (OPTIMIZER, lambda value: torch.zeros(1, 1).expand(value.shape)),
+    "a state less": ("optimizer_states/0/state/1", None),
+    "groups of nothing": ("optimizer_states/0/param_groups", lambda _: []),
+    "a rate that is none": ("optimizer_states/0/param_groups/0/lr", lambda _: "0.1"),
+    "no rates": ("lr_schedulers", None),
+    "a schedule of nothing": ("lr_schedulers/0/base_lrs", lambda _: []),
+    "a schedule's step that is none": ("lr_schedulers/0/last_epoch", lambda _: None),
+    "no callbacks": ("callbacks", lambda _: {}),
+    "no curve": ("callbacks/TrainingHistory/curves/train_loss", None),
+    "a curve of texts": ("callbacks/TrainingHistory/curves/train_loss", lambda _: [("1", "2")]),
+    "best weights of another shape": ("callbacks/BestWeights/weights/output.weight", lambda value: value[1:].clone()),
+    "a best loss that is none": ("callbacks/BestWeights/loss", lambda _: None),
+    "patience without a score": (f"{EARLY}/best_score", lambda _: 3),
+    "patience that is none": (f"{EARLY}/wait_count", lambda _: "x"),
+    "no loops": ("loops", None),
+    "a loop less": ("loops/fit_loop", None),
+    "a count that is none": (PROGRESS, lambda _: 1.5),
+    "another count": (PROGRESS, lambda _: 3),
+    "a count beyond all integers": (PROGRESS, lambda _: 10**30),
+    "another step": ("global_step", lambda _: 3),
+    "a step that is none": ("global_step", lambda _: "5"),
+    "data of another step": ("TokenDataModule/step", lambda _: 10**9),
+    "no data": ("TokenDataModule", lambda _: {}),
+    "losses of another shape": ("step_losses", lambda _: torch.zeros(2, 2)),
+    "more losses than steps": ("step_losses", lambda _: torch.zeros(100, dtype=torch.float64)),
+    "no losses": ("step_losses", None),
+    "a version that is none": ("pytorch-lightning_version", lambda _: "x; y"),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def forgeable(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a training that was broken off."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("DVC_ROOT", raising=False)
+        patch.chdir(tmp_path_factory.mktemp("forgeable"))
+        return broken_off(6, patience=5).path.absolute()
+
+
+def forge(forgeable: Path, change: Any) -> tuple[CheckpointFolder, Path]:
+    """Copy the folder, and change what its newest checkpoint holds, with the hash that belongs to it."""
+    folder = CheckpointFolder("f" * 16)
+    shutil.copytree(forgeable, folder.path)
+    newest = folder.newest()
+    assert newest is not None
+    state = torch.load(newest, weights_only=True)
+    change(state)
+    torch.save(state, newest)
+    write_hash(newest, hash_file(newest))
+    return folder, newest
+
+
+@pytest.mark.parametrize("name", FORGED)
+def test_a_forged_checkpoint_is_refused_in_one_line(name: str, forgeable: Path) -> None:
+    folder, newest = forge(forgeable, lambda state: _put(state, *FORGED[name]))
+    with pytest.raises(UserError) as refused:
+        train(folder, patience=5)
+    message = str(refused.value)
+    assert message.startswith(f"{newest}: no checkpoint of this project (")
+    assert message.endswith(f"); delete {folder.path}/")
+    assert "\n" not in message
+    assert len(message) < 600
+
+
+def test_a_checkpoint_that_nobody_changed_is_gone_on_with(forgeable: Path) -> None:
+    folder, _ = forge(forgeable, lambda _: None)
+    assert_same(train(folder, patience=5), train(None, patience=5))
+
+
+def test_a_checkpoint_of_a_step_that_is_not_its_name_is_refused(forgeable: Path) -> None:
+    folder, newest = forge(forgeable, lambda _: None)
+    for beside in (newest, newest.with_suffix(".sha256")):
+        beside.rename(folder.checkpoint(10**6).with_suffix(beside.suffix))
+    with pytest.raises(UserError, match=r"global_step: expected 1000000 of 12 throughout, found \[5\]"):
+        train(folder, patience=5)
+
+
+def test_a_small_file_that_would_fill_the_memory_is_refused(forgeable: Path) -> None:
+    folder, newest = forge(forgeable, lambda state: state.update(more=torch.zeros(10**6)))
+    with zipfile.ZipFile(newest) as archive:
+        members = {member.filename: archive.read(member) for member in archive.infolist()}
+    with zipfile.ZipFile(newest, "w", zipfile.ZIP_DEFLATED) as archive:
+        for member, data in members.items():
+            archive.writestr(member, data)
+    write_hash(newest, hash_file(newest))
+    with pytest.raises(UserError, match=r"no checkpoint of this project \(it unpacks to 4,\d{3},\d{3} bytes\)"):
+        train(folder, patience=5)
