@@ -9,9 +9,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from benchmarks.measuring import write_table
-from benchmarks.preparation import PARAMETERS, run
+from benchmarks.preparation import PARAMETERS, STAGES, run
 
-STAGES = ("build_vocabulary", "build_dataset")
 TOKENIZERS = ("word", "character", "bpe")
 MEGABYTE = 1_000_000
 LARGE_CELL = 60 * MEGABYTE
