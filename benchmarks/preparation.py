@@ -14,6 +14,15 @@ from benchmarks.measuring import summarise, write_table
 ROOT = Path(__file__).parents[1]
 PARAMETERS = (ROOT / "presets/toy.yaml").read_text(encoding="utf-8")
 PEERS = {
+    "word": """
+import pandas, numpy
+texts = pandas.read_csv("data/prompts.csv").stack().str.split()
+ids = {}
+for words in texts:
+    for word in words:
+        ids.setdefault(word, len(ids))
+numpy.concatenate([numpy.array([ids[word] for word in words], dtype=numpy.uint16) for words in texts]).tofile("peer.bin")
+""",
     "character": """
 import pandas, pickle, numpy
 text = "\\n".join(pandas.read_csv("data/prompts.csv").stack())
@@ -29,21 +38,24 @@ numpy.concatenate([numpy.concatenate([numpy.array(ids, dtype=numpy.uint16) for i
 """,
 }
 PEER_NAMES = {
+    "word": "pandas, `str.split` and a dictionary: vocabulary and encoding",
     "character": "pandas, `[stoi[c] for c in text]`: vocabulary and encoding",
     "bpe": "pandas, transformers' fast tokenizer: encoding",
 }
+STAGES = ("build_vocabulary", "build_dataset")
+BOTH = "both stages"
 ROUNDS = 3
 LARGE = 100  # megabytes; more would not fit into memory as the peers use it
 
 
 def main() -> None:
-    """Measure characters and byte pairs at two sizes."""
+    """Measure each tokenizer at each size, with its peer beside it, and how many times as fast this project is."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--megabytes", type=int, nargs="+", default=[8, 64, 1000], help="sizes of the generated CSV")
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     given = parser.parse_args()
     rows = []
-    for tokenizer in ("character", "bpe"):
+    for tokenizer in PEERS:
         for megabytes in given.megabytes:
             with tempfile.TemporaryDirectory() as folder:
                 rounds = 1 if megabytes > LARGE else given.rounds
@@ -52,7 +64,15 @@ def main() -> None:
         f"{os.cpu_count()} cores; medians of {given.rounds} rounds, start-up of Python included; "
         f"one round and no peers for more than {LARGE} MB"
     )
-    columns = ["tokenizer", "CSV", "", "MB a second", "MB a second of processor time", "peak memory, MB"]
+    columns = [
+        "tokenizer",
+        "CSV",
+        "",
+        "MB a second",
+        "MB a second of processor time",
+        "times the peer, in both",
+        "peak memory, MB",
+    ]
     write_table("preparation", caption, columns, rows)
 
 
@@ -62,31 +82,29 @@ def measure(folder: Path, tokenizer: str, megabytes: int, rounds: int) -> list[l
     parameters = PARAMETERS.replace("tokenizer: word", f"tokenizer: {tokenizer}")
     (folder / "params.yaml").write_text(parameters, encoding="utf-8")
     size = write_csv(folder / "data/prompts.csv", megabytes)
-    commands = {
-        "build_vocabulary": [sys.executable, "-m", "stages.build_vocabulary", "--quiet"],
-        "build_dataset": [sys.executable, "-m", "stages.build_dataset", "--quiet"],
-    }
+    commands = {stage: [sys.executable, "-m", f"stages.{stage}", "--quiet"] for stage in STAGES}
     if megabytes <= LARGE:
         commands[PEER_NAMES[tokenizer]] = [sys.executable, "-c", PEERS[tokenizer]]
-    seconds: dict[str, list[float]] = {name: [] for name in commands}
-    processor: dict[str, list[float]] = {name: [] for name in commands}
-    memory = dict.fromkeys(commands, 0)
+    taken: dict[str, list[tuple[float, float, int]]] = {name: [] for name in commands}
     for _ in range(rounds):
         for name, command in commands.items():
-            took, used, kilobytes = run(command, folder)
-            seconds[name].append(took)
-            processor[name].append(used)
-            memory[name] = max(memory[name], kilobytes)
+            taken[name].append(run(command, folder))
+    both = zip(*(taken[stage] for stage in STAGES), strict=True)
+    taken[BOTH] = [(first[0] + then[0], first[1] + then[1], max(first[2], then[2])) for first, then in both]
+    seconds = {name: summarise([took for took, _, _ in runs]).median for name, runs in taken.items()}
+    processor = {name: summarise([used for _, used, _ in runs]).median for name, runs in taken.items()}
+    peer = PEER_NAMES[tokenizer]
     return [
         [
             tokenizer,
             f"{size / 1e6:.0f} MB",
             name,
-            f"{size / 1e6 / summarise(seconds[name]).median:.1f}",
-            f"{size / 1e6 / summarise(processor[name]).median:.1f}",
-            f"{memory[name] / 1000:,.0f}",
+            f"{size / 1e6 / seconds[name]:.1f}",
+            f"{size / 1e6 / processor[name]:.1f}",
+            f"{seconds[peer] / seconds[name]:.1f}, {processor[peer] / processor[name]:.1f}" if peer in taken else "",
+            f"{max(kilobytes for _, _, kilobytes in runs) / 1000:,.0f}",
         ]
-        for name in commands
+        for name, runs in taken.items()
     ]
 
 

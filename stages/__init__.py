@@ -1,4 +1,4 @@
-"""What must happen before any command imports more: Ctrl-C, garbage collection, MLflow's telemetry, how threads wait, a look at the code."""
+"""What must happen before any command imports more: Ctrl-C, garbage collection, MLflow's telemetry, pydantic's plugins, how threads wait, a look at the code."""
 
 import gc
 import os
@@ -28,6 +28,8 @@ def end_at_once(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 -
 
 # MLflow reads this as it is imported, and would otherwise report each use to its makers.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+# To find plugins, pydantic would look through all installed packages, a tenth of the time in which a stage starts.
+os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "true")
 # OpenMP's threads wait for each other by running in circles, 14 ms long by default: where another process has the processor,
 # each operation of a small model costs that. libgomp itself takes this number where there are more threads than processors.
 if "OMP_WAIT_POLICY" not in os.environ:

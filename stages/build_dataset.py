@@ -18,11 +18,19 @@ from stages.artifacts.key_spool import KeySpool, open_key_spool
 from stages.artifacts.metrics_json import DATA_METRICS, write_json
 from stages.artifacts.prompts_table import DataParams, find_sources, read_prompts
 from stages.artifacts.stage_inputs import unchanged_inputs
-from stages.artifacts.table_csv import ROW_LENGTHS, write_table
+from stages.artifacts.table_csv import ROW_LENGTHS, ROWS_BY_FILE, write_table
 from stages.artifacts.token_shards import TokenShardWriter, open_shard_writer, shard_path
 from stages.artifacts.vocabulary_json import read_vocabulary
 from stages.command_line import command_parser, run_stage, with_progress
-from stages.core.data_figures import RowCounts, copy_keys, count_copies, count_rows, data_figures, fitting_rows
+from stages.core.data_figures import (
+    RowCounts,
+    copy_keys,
+    count_copies,
+    count_rows,
+    data_figures,
+    fitting_rows,
+    rows_by_file,
+)
 from stages.core.frames import Frame, UnusableTextError, place, rows_of
 from stages.core.rows import Scored, count_scored, encode_rows
 from stages.core.split import SPLITS, SplitParams
@@ -65,6 +73,7 @@ def main() -> None:
         start_writing()
     write_json(DATA_METRICS, figures)
     write_table(ROW_LENGTHS, ["split", "context_length", "share_of_rows"], fitting_rows(counts))
+    write_table(ROWS_BY_FILE, ["file", "split", "rows"], rows_by_file(counts))
     metadata = DatasetMetadata(
         vocabulary_size=vocabulary.size,
         eos_id=vocabulary.eos_id,

@@ -12,7 +12,6 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
-from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
 from typing import Any, TextIO, TypeVar
@@ -168,6 +167,8 @@ class _Verbose(argparse.Action):
     """Lets all loggers speak, those of libraries as well; those that ours silence see that ours speak."""
 
     def __call__(self, *_: Any) -> None:
+        from importlib.metadata import version  # noqa: PLC0415 - takes a while
+
         logging.basicConfig(level=logging.INFO, format="%(relativeCreated)6.0f ms  %(name)s: %(message)s")
         LOG.info("Python %s", sys.version)
         LOG.info(", ".join(f"{name} {version(name)}" for name in ("torch", "lightning", "dvc", "mlflow")))

@@ -129,7 +129,12 @@ def test_what_came_in_is_written_and_said(project: Path) -> None:
     figures = json.loads((project / "metrics/data.json").read_text())
     train, drawn = (figures[split]["rows"] for split in ("train", "validation"))
     assert train + drawn == 6
-    assert figures["files"] == {"test.csv": {"test": 2}, "train.csv": {"train": train, "validation": drawn}}
+    assert (project / "metrics/plots/rows_by_file.csv").read_text().splitlines() == [
+        "file,split,rows",
+        "test.csv,test,2",
+        f"train.csv,train,{train}",
+        f"train.csv,validation,{drawn}",
+    ]
     assert figures["test"]["near_copies_of_train"] == 1
     said = done.stderr.splitlines()
     assert said[0].startswith(f"split.validation: 0.3 takes {drawn} of the 6 rows of the training files, although")

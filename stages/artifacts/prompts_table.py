@@ -137,20 +137,21 @@ def _read_file(source: Source, data: DataParams, group_column: str | None) -> It
 def _frame(source: Source, read: Rows) -> pa.Table:
     """Add where some rows stand and which split they belong to."""
     count = len(read.columns["prompt"])
+    texts = {"completion": pa.repeat("", count)} | read.columns
     if not isinstance(source.split, SplitParams):
         codes = np.full(count, SPLITS.index(source.split), np.int8)
     elif source.split.column is not None:
-        codes = split_codes(read.columns)
+        codes = split_codes(texts)
     else:
-        codes = drawn_splits(read.columns, source.split)
+        codes = drawn_splits(texts, source.split)
     columns = {
         "file": pa.DictionaryArray.from_arrays(np.zeros(count, np.int8), [str(source.path)]),
         "row": np.arange(read.first, read.first + count),
-        "prompt": read.columns["prompt"],
-        "completion": read.columns["completion"],
+        "prompt": texts["prompt"],
+        "completion": texts["completion"],
         "split": pa.DictionaryArray.from_arrays(codes, list(SPLITS)),
     }
-    return pa.table(columns | {"group": read.columns["group"]} if "group" in read.columns else columns)
+    return pa.table(columns | {"group": texts["group"]} if "group" in texts else columns)
 
 
 def find_sources(data: DataParams, split: SplitParams) -> list[Source]:

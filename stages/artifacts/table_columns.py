@@ -82,11 +82,14 @@ def setting(key: str, value: str) -> str:
     return shlex.quote(quoted) if set(quoted) & set('"$`\\!') else f'"{quoted}"'
 
 
-def is_sound(columns: Columns) -> bool:
-    """Return whether ``checked_row`` would take every row, without a step of Python's for each."""
-    empty = (text_sizes(columns["prompt"]) == 0) & (text_sizes(columns["completion"]) == 0)
+def sound_columns(columns: Columns) -> Columns | None:
+    """Return these columns if ``checked_row`` would take every row, without a step of Python's for each; else None."""
+    empty = np.logical_and.reduce(
+        [text_sizes(columns[role]) == 0 for role in ("prompt", "completion") if role in columns]
+    )
     splits = set(columns["split"].unique().to_pylist()) if "split" in columns else set()
-    return not (empty.any() or splits - set(SPLITS) or not all(map(_has_no_nul, columns.values())))
+    faulty = empty.any() or splits - set(SPLITS) or not all(map(_has_no_nul, columns.values()))
+    return None if faulty else columns
 
 
 def _has_no_nul(texts: pa.StringArray) -> bool:
@@ -109,15 +112,19 @@ def checked_row(cells: dict[str, str], wanted: Wanted) -> dict[str, str]:
 
 def to_columns(rows: Sequence[Mapping[str, str]], wanted: Wanted) -> Columns:
     """Return rows of cells as columns of Arrow strings."""
-    return with_completions({role: pa.array([row[role] for row in rows], pa.string()) for role in wanted}, len(rows))
+    return {role: pa.array([row[role] for row in rows], pa.string()) for role in wanted}
 
 
-def with_completions(columns: Columns, rows: int) -> Columns:
-    """Add empty completions where a table has none."""
-    if "completion" in columns:
-        return columns
-    offsets = pa.py_buffer(np.zeros(rows + 1, np.int32))
-    return columns | {"completion": pa.StringArray.from_buffers(rows, offsets, pa.py_buffer(b""))}
+def only_chunk(column: pa.ChunkedArray) -> pa.Array:
+    """Return a column as one array; ``combine_chunks`` copies even where there is one."""
+    return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+
+
+def field_of(column: pa.Array, names: Sequence[str]) -> pa.Array:
+    """Return a field of a column of structs, by the names on the way to it; of none the column itself."""
+    for name in names:
+        column = column.flatten()[column.type.get_field_index(name)]
+    return column
 
 
 def plain_text(column: pa.StringArray) -> pa.StringArray:

@@ -9,6 +9,7 @@ from pathlib import Path
 from stages.artifacts.atomic import atomic_file
 
 TRAIN_CURVE = Path("metrics/plots/train_loss.csv")
+ROWS_BY_FILE = Path("metrics/plots/rows_by_file.csv")
 ROW_LENGTHS = Path("metrics/plots/row_lengths.csv")
 VALIDATION_CURVE = Path("metrics/plots/validation_loss.csv")
 

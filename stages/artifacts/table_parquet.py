@@ -1,6 +1,6 @@
 """Parquet: the columns that are read, as a stream of batches."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +11,10 @@ from stages.artifacts.table_columns import (
     Rows,
     Wanted,
     checked_row,
+    field_of,
     find_column,
-    is_sound,
     plain_text,
-    with_completions,
+    sound_columns,
 )
 from stages.errors import UserError
 
@@ -22,8 +22,8 @@ _BATCH_BYTES = 1 << 22  # of text, in the mean
 _MOST_ROWS = 1 << 16
 
 
-def read_parquet(path: Path, wanted: Wanted) -> Iterator[Rows]:
-    """Yield the rows of a Parquet file.
+def read_parquet(path: Path, wanted: Wanted, groups: Sequence[int] | None = None) -> Iterator[Rows]:
+    """Yield the rows of a Parquet file, or of some of its row groups, then numbered from the first one in these.
 
     Raises:
         UserError: the file is damaged, or a column holds what has no exact text, or a row is at fault.
@@ -35,7 +35,8 @@ def read_parquet(path: Path, wanted: Wanted) -> Iterator[Rows]:
             paths = [file.schema.column(index).path for index in range(len(file.schema))]
             names = {role: paths[find_column(path, paths, role, wanted)] for role in wanted}
             first = 1
-            for batch in file.iter_batches(_batch_rows(file.metadata, paths, names), columns=list(names.values())):
+            batch_rows = _batch_rows(file.metadata, paths, names)
+            for batch in file.iter_batches(batch_rows, groups, columns=list(names.values())):
                 columns = {}
                 for role, name in names.items():
                     column = _leaf(batch, name)
@@ -45,8 +46,7 @@ def read_parquet(path: Path, wanted: Wanted) -> Iterator[Rows]:
                             "write the column as text"
                         )
                     columns[role] = plain_text(column.cast(pa.string()))
-                columns = with_completions(columns, len(batch))
-                if not is_sound(columns):
+                if sound_columns(columns) is None:
                     _explain(path, first, columns, wanted)
                 yield Rows(first, columns)
                 first += len(batch)
@@ -63,13 +63,8 @@ def _batch_rows(metadata: Any, paths: list[str], names: Wanted) -> int:
 
 def _leaf(batch: pa.RecordBatch, path: str) -> pa.Array:
     """Return a column by its path; a.b is the field b of the column a."""
-    if path in batch.schema.names:
-        return batch[path]
-    name, *inner = path.split(".")
-    column = batch[name]
-    for field in inner:
-        column = column.flatten()[column.type.get_field_index(field)]
-    return column
+    name, *inner = [path] if path in batch.schema.names else path.split(".")
+    return field_of(batch[name], inner)
 
 
 def _is_exact(kind: pa.DataType) -> bool:

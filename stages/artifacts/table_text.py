@@ -4,18 +4,16 @@ Arrow takes a block only if its bytes leave no doubt. Another block, and one tha
 or ``json``, which takes what is allowed and names what is not, with its row, line and byte.
 """
 
-import bz2
 import csv
-import gzip
 import io
 import json
 import lzma
-import zlib
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar, cast
+from typing import Any, BinaryIO, NamedTuple, TypeVar, cast
 
 import numpy as np
 import pyarrow as pa
@@ -25,11 +23,12 @@ from stages.artifacts.table_columns import (
     Rows,
     Wanted,
     checked_row,
+    field_of,
     find_column,
-    is_sound,
+    only_chunk,
     plain_text,
+    sound_columns,
     to_columns,
-    with_completions,
 )
 from stages.errors import UserError
 
@@ -50,6 +49,15 @@ _FOREIGN = {
 Record = TypeVar("Record")
 
 
+class Part(NamedTuple):
+    """Some bytes of a file."""
+
+    begin: int
+    """A row begins here, or the header does."""
+    end: int
+    """And another one here, or the file ends."""
+
+
 @dataclass(frozen=True)
 class _Place:
     """Where in a file a record begins."""
@@ -65,58 +73,71 @@ class _Place:
         return UserError(f"{self.path}, {f'row {self.row}' if self.row else 'header'} (line {self.line}): {fault}")
 
 
-def read_text(path: Path, wanted: Wanted, delimiter: str | None) -> Iterator[Rows]:
+def read_text(path: Path, wanted: Wanted, delimiter: str | None, part: Part | None = None) -> Iterator[Rows]:
     """Yield the rows of a CSV, TSV or JSON Lines file, block by block.
+
+    Args:
+        path: the file.
+        wanted: its columns to read.
+        delimiter: what separates cells; None: a comma, in .tsv a tab.
+        part: of a file that is not compressed, the bytes to read; rows are then numbered from the first one in it.
 
     Raises:
         UserError: the file is not such a table; the message names its first fault.
     """
     with open_text(path) as file:
-        size = max(_BLOCK_BYTES, 16)
-        block = _read(path, file, size)
+        block = bytearray(_read(path, file, _BLOCK_BYTES + len(_UTF8_MARK)))
         for mark, found in _FOREIGN.items():
             if block.startswith(mark):
                 raise UserError(f"{path}, header (line 1): the file is {found}")
         place = _Place(path, row=0, line=1, byte=len(_UTF8_MARK) if block.startswith(_UTF8_MARK) else 0)
-        last, block = len(block) < size, block[place.byte :]
-        is_json = bool({".jsonl", ".ndjson"} & set(path.suffixes))
-        table = _JsonLines(wanted) if is_json else _Csv(wanted, delimiter or ("\t" if ".tsv" in path.suffixes else ","))
+        del block[: place.byte]
+        table = _table(path, wanted, delimiter)
+        size, limit, last = _BLOCK_BYTES, sys.maxsize, False
         while block or not last:
-            columns, after = table.read(block, place, last=last)
+            before, (columns, place) = place, table.read(block, place, last=last)
+            del block[: place.byte - before.byte]
+            if before.row == 0 < place.row and part is not None:  # after the header
+                limit, place = part.end, replace(place, byte=max(place.byte, part.begin))
+                file.seek(place.byte)
+                block.clear()
             if columns and len(columns["prompt"]):
-                yield Rows(place.row, columns)
-            if last and after == place:
-                break
-            # Where a record goes on after the block, as much again.
-            size = _BLOCK_BYTES if after != place else min(len(block) or _BLOCK_BYTES, _LONGEST)
-            block = block[after.byte - place.byte :]
+                yield Rows(before.row, columns)
             columns = None  # its memory is free for what is read next
-            if not last:
-                more = _read(path, file, size)
-                block, last = block + more, len(more) < size
-            place = after
+            if last and place == before:
+                break
+            if place == before and len(block) > _LONGEST:  # no record is as long: read on, it has an open quote
+                last = True
+            elif not last:
+                # Where a record goes on after the block, more each time, so that it is looked through few times.
+                size = max(_BLOCK_BYTES, len(block) // 4) if place == before else _BLOCK_BYTES
+                more = _read(path, file, min(size, limit - place.byte - len(block)))
+                block += more
+                last = len(more) < size
     if place.row == 0:
         raise UserError(f"{path}: the file is empty; its first line must name the columns")
+
+
+def _table(path: Path, wanted: Wanted, delimiter: str | None) -> "_TextTable":
+    if {".jsonl", ".ndjson"} & set(path.suffixes):
+        return _JsonLines(wanted)
+    return _Csv(wanted, delimiter or ("\t" if ".tsv" in path.suffixes else ","))
 
 
 def open_text(path: Path) -> BinaryIO:
     """Open a text table, decompressed as its name says."""
     match path.suffix:
-        case ".gz":
-            return cast("BinaryIO", gzip.open(path))
-        case ".bz2":
-            return cast("BinaryIO", bz2.open(path))
         case ".xz":
             return cast("BinaryIO", lzma.open(path))
-        case ".zst":
-            return io.BufferedReader(pa.input_stream(path, compression="zstd"), _BLOCK_BYTES)
+        case ".gz" | ".bz2" | ".zst":
+            return io.BufferedReader(pa.input_stream(path, compression="detect"), _BLOCK_BYTES)
     return path.open("rb")
 
 
 def _read(path: Path, file: BinaryIO, size: int) -> bytes:
     try:
         return file.read(size)
-    except (EOFError, OSError, zlib.error, lzma.LZMAError) as error:
+    except (EOFError, OSError, lzma.LZMAError) as error:
         if isinstance(error, OSError) and error.errno:
             raise
         raise UserError(f"{path}: cannot be decompressed ({error}): damaged, cut short, or of another format") from None
@@ -125,7 +146,7 @@ def _read(path: Path, file: BinaryIO, size: int) -> bytes:
 class _Lines(Iterator[str]):
     r"""The lines of a block, checked, with ``\n`` for ``\r\n``."""
 
-    def __init__(self, block: bytes, place: _Place) -> None:
+    def __init__(self, block: bytes | bytearray, place: _Place) -> None:
         self._file = io.BytesIO(block)
         self.line, self.byte = place.line, place.byte
 
@@ -152,22 +173,22 @@ class _TextTable(ABC):
     def __init__(self, wanted: Wanted) -> None:
         self.wanted = wanted
 
-    def read(self, block: bytes, place: _Place, *, last: bool) -> tuple[Columns | None, _Place]:
+    def read(self, block: bytearray, place: _Place, *, last: bool) -> tuple[Columns | None, _Place]:
         """Read the whole records with which a block begins; return their text, and the place after them."""
         if place.row == 0:
             return None, self.read_header(block, place, last=last)
         end = self.end_of_records(block, last=last)
-        if end == 0 and len(block) <= _LONGEST:
+        if end == 0:
             return None, place
-        columns = self.parse(block[:end]) if 0 < end <= _LONGEST else None
+        columns = self.parse(block, end) if 0 < end <= _LONGEST else None
         if columns is None:
-            rows, after = self.read_records(block, place, self.cells, last=last or len(block) > _LONGEST)
+            rows, after = self.read_records(block, place, self.cells, last=last)
             return to_columns(rows, self.wanted), after
         lines = int(np.count_nonzero(np.frombuffer(block, np.uint8, end) == ord("\n")))  # a fifth of bytes.count's time
         return columns, _Place(place.path, place.row + len(columns["prompt"]), place.line + lines, place.byte + end)
 
     def read_records(
-        self, block: bytes, place: _Place, take: Callable[[Any], Record], *, last: bool, most: int | None = None
+        self, block: bytearray, place: _Place, take: Callable[[Any], Record], *, last: bool, most: int | None = None
     ) -> tuple[list[Record], _Place]:
         """Read record after record, at most so many; return what ``take`` makes of each, and the place after them."""
         lines = _Lines(block if last else block[: block.rfind(b"\n") + 1], place)
@@ -190,16 +211,16 @@ class _TextTable(ABC):
         return taken, place
 
     @abstractmethod
-    def read_header(self, block: bytes, place: _Place, *, last: bool) -> _Place:
+    def read_header(self, block: bytearray, place: _Place, *, last: bool) -> _Place:
         """Find the columns; return where the rows begin, or ``place`` where the block ends before."""
 
     @abstractmethod
-    def end_of_records(self, block: bytes, *, last: bool) -> int:
+    def end_of_records(self, block: bytearray, *, last: bool) -> int:
         """Return how many bytes of a block are whole records; -1 where its bytes leave that open."""
 
     @abstractmethod
-    def parse(self, block: bytes) -> Columns | None:
-        """Read whole records by Arrow; None where it refuses them, or something may be at fault."""
+    def parse(self, block: bytearray, end: int) -> Columns | None:
+        """Read the whole records before ``end`` by Arrow; None where it refuses them, or something may be at fault."""
 
     @abstractmethod
     def records(self, lines: _Lines) -> Iterator[Any]:
@@ -217,7 +238,7 @@ class _Csv(_TextTable):
         self._beside_quotes = np.isin(np.arange(256), list(b'"\r\n' + delimiter.encode()))
         csv.field_size_limit(_LONGEST)
 
-    def read_header(self, block: bytes, place: _Place, *, last: bool) -> _Place:
+    def read_header(self, block: bytearray, place: _Place, *, last: bool) -> _Place:
         from pyarrow import csv as arrow  # noqa: PLC0415 - takes a while
 
         headers, after = self.read_records(block, place, list, last=last, most=1)
@@ -237,36 +258,38 @@ class _Csv(_TextTable):
         )
         return after
 
-    def end_of_records(self, block: bytes, *, last: bool) -> int:
+    def end_of_records(self, block: bytearray, *, last: bool) -> int:
         quotes = np.flatnonzero(np.frombuffer(block, np.uint8) == ord('"')) if b'"' in block else np.empty(0, np.int64)
         if len(quotes) == 0:
             return len(block) if last else block.rfind(b"\n") + 1
-        padded = np.frombuffer(block + b"\n\n", np.uint8)  # what precedes the first byte, index -1, is a line end too
-        before, after = padded[quotes[::2] - 1], padded[quotes[1::2] + 1]
-        if not (self._beside_quotes[before].all() and self._beside_quotes[after].all()):
+        data = np.frombuffer(block, np.uint8)
+        # What precedes the first byte, and follows the last one, is a line end.
+        before, after = data[np.maximum(quotes[::2], 1) - 1], data[np.minimum(quotes[1::2], len(data) - 2) + 1]
+        clear_before = self._beside_quotes[before] | (quotes[::2] == 0)
+        clear_after = self._beside_quotes[after] | (quotes[1::2] == len(data) - 1)
+        if not (clear_before.all() and clear_after.all()):
             return -1  # a quote within an unquoted cell, or text after a closing quote
         if last:
             return len(block) if len(quotes) % 2 == 0 else -1
-        line_ends = np.flatnonzero(padded[:-2] == ord("\n"))
+        line_ends = np.flatnonzero(data == ord("\n"))
         outside = line_ends[np.searchsorted(quotes, line_ends) % 2 == 0]
         return int(outside[-1]) + 1 if len(outside) else 0
 
-    def parse(self, block: bytes) -> Columns | None:
+    def parse(self, block: bytearray, end: int) -> Columns | None:
         from pyarrow import csv as arrow  # noqa: PLC0415 - takes a while
 
-        if b"\r" in block:
-            block = block.replace(b"\r\n", b"\n")
+        if block.find(b"\r", 0, end) >= 0:
+            block = block[:end].replace(b"\r\n", b"\n")
+            end = len(block)
         # Arrow would take a carriage return for a line end, and skip a byte-order mark.
-        if b"\r" in block or b"\0" in block or block.startswith(_UTF8_MARK) or not _is_utf8(block):
+        if block.find(b"\r", 0, end) >= 0 or block.find(b"\0", 0, end) >= 0 or not _is_text(block, end):
             return None
-        parse_options = arrow.ParseOptions(delimiter=self._delimiter, newlines_in_values=b'"' in block)
+        parse_options = arrow.ParseOptions(delimiter=self._delimiter, newlines_in_values=block.find(b'"', 0, end) >= 0)
         try:
-            table = arrow.read_csv(pa.BufferReader(block), self._read_options, parse_options, self._convert_options)
+            table = arrow.read_csv(_reader(block, end), self._read_options, parse_options, self._convert_options)
         except pa.ArrowInvalid:
             return None
-        columns = {role: table[str(index)].combine_chunks() for role, index in self._indices.items()}
-        columns = with_completions(columns, len(table))
-        return columns if is_sound(columns) else None
+        return sound_columns({role: only_chunk(table[str(index)]) for role, index in self._indices.items()})
 
     def records(self, lines: _Lines) -> Iterator[list[str] | None]:
         return (cells or None for cells in csv.reader(lines, delimiter=self._delimiter, strict=True))
@@ -281,7 +304,7 @@ class _Csv(_TextTable):
 
 
 class _JsonLines(_TextTable):
-    def read_header(self, block: bytes, place: _Place, *, last: bool) -> _Place:
+    def read_header(self, block: bytearray, place: _Place, *, last: bool) -> _Place:
         from pyarrow import json as arrow  # noqa: PLC0415 - takes a while
 
         first, _ = self.read_records(block, place, _paths, last=last, most=1)
@@ -294,29 +317,24 @@ class _JsonLines(_TextTable):
         )
         return replace(place, row=1)
 
-    def end_of_records(self, block: bytes, *, last: bool) -> int:
+    def end_of_records(self, block: bytearray, *, last: bool) -> int:
         return len(block) if last else block.rfind(b"\n") + 1
 
-    def parse(self, block: bytes) -> Columns | None:
+    def parse(self, block: bytearray, end: int) -> Columns | None:
         from pyarrow import json as arrow  # noqa: PLC0415 - takes a while
 
-        options = arrow.ReadOptions(use_threads=False, block_size=len(block) + 1)
-        if block.startswith(_UTF8_MARK) or not _is_utf8(block):
+        options = arrow.ReadOptions(use_threads=False, block_size=end + 1)
+        if not _is_text(block, end):
             return None
         try:
-            table = arrow.read_json(pa.BufferReader(block), options, self._parse_options)
+            table = arrow.read_json(_reader(block, end), options, self._parse_options)
         except (pa.ArrowInvalid, UnicodeDecodeError):
             return None
-        if len(table) != block.count(b"\n") + (not block.endswith(b"\n")):
+        if len(table) != block.count(b"\n", 0, end) + (block[end - 1] != ord("\n")):
             return None  # a line is blank, or holds no or several records
-        columns = {}
-        for role, (name, *inner) in self._paths.items():
-            column = table[name].combine_chunks()
-            for field in inner:
-                column = column.flatten()[column.type.get_field_index(field)]
-            columns[role] = plain_text(column)
-        columns = with_completions(columns, len(table))
-        return columns if is_sound(columns) else None
+        return sound_columns(
+            {role: plain_text(field_of(only_chunk(table[name]), inner)) for role, (name, *inner) in self._paths.items()}
+        )
 
     def records(self, lines: _Lines) -> Iterator[Any]:
         for line in lines:
@@ -380,13 +398,18 @@ def _refuse(constant: str) -> None:
     raise ValueError(f"not valid JSON: {constant}")
 
 
-def _is_utf8(block: bytes) -> bool:
-    offsets = pa.py_buffer(np.array([0, len(block)], np.int32))
+def _reader(block: bytearray, end: int) -> pa.BufferReader:
+    return pa.BufferReader(pa.py_buffer(block).slice(0, end))
+
+
+def _is_text(block: bytearray, end: int) -> bool:
+    """Return whether a block is UTF-8 before ``end``, without a byte-order mark at its beginning."""
+    offsets = pa.py_buffer(np.array([0, end], np.int32))
     try:
         pa.StringArray.from_buffers(1, offsets, pa.py_buffer(block)).validate(full=True)
     except pa.ArrowInvalid:
         return False
-    return True
+    return not block.startswith(_UTF8_MARK)
 
 
 def _explain(error: csv.Error) -> str:

@@ -170,15 +170,15 @@ def data_figures(
             figures[split] |= {f"prompts_in_{other}": copies[split].prompts_in[other] for other in others}
             if split != "train":
                 figures[split]["near_copies_of_train"] = copies[split].near_copies_of_train
+    return figures
+
+
+def rows_by_file(counts: Mapping[Split, RowCounts]) -> list[tuple[str, Split, int]]:
+    """Return (file, split, rows) for each file and split that has rows; files by their names within their folder."""
     files = sorted({file for of_split in counts.values() for file in of_split.files})
     folder = os.path.commonpath([os.path.dirname(file) for file in files])  # noqa: PTH120 - of a name, no file is looked for
-    figures["files"] = {
-        os.path.relpath(file, folder or ".").replace(os.sep, "/"): {
-            split: n for split in SPLITS if (n := counts[split].files[file])
-        }
-        for file in files
-    }
-    return figures
+    names = {file: os.path.relpath(file, folder or ".").replace(os.sep, "/") for file in files}
+    return [(names[file], split, rows) for file in files for split in SPLITS if (rows := counts[split].files[file])]
 
 
 def _split_figures(counts: RowCounts, copies: Copies, context_length: int) -> dict[str, Any]:

@@ -52,7 +52,9 @@ def _array(frame: Frame, name: str) -> pa.Array:
     column = frame[name]
     if not isinstance(column, pa.Array | pa.ChunkedArray):
         column = pa.array(column, from_pandas=True)
-    return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    if not isinstance(column, pa.ChunkedArray):
+        return column
+    return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()  # which copies even one chunk
 
 
 def text_offsets(texts: pa.StringArray) -> npt.NDArray[np.int32]:

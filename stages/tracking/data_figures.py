@@ -6,7 +6,7 @@ from pathlib import Path
 
 from stages.artifacts.dvc_yaml import flatten
 from stages.artifacts.metrics_json import DATA_METRICS, read_json
-from stages.artifacts.table_csv import ROW_LENGTHS
+from stages.artifacts.table_csv import ROW_LENGTHS, ROWS_BY_FILE
 from stages.tracking.runs import TrainingRun, UnrecordedRun
 
 
@@ -14,13 +14,11 @@ def log_data_figures(run: TrainingRun | UnrecordedRun) -> None:
     """Log what build_dataset found, where it is there: its figures, and as curves the rows that fit in a context."""
     if not (DATA_METRICS.exists() and ROW_LENGTHS.exists()):
         return
-    figures = {name: figure for name, figure in read_json(DATA_METRICS).items() if name != "files"}
-    run.log_metrics(
-        {name.replace(".", "/"): float(figure) for name, figure in flatten("data", figures).items()}, step=0
-    )
+    figures = flatten("data", read_json(DATA_METRICS))
+    run.log_metrics({name.replace(".", "/"): float(figure) for name, figure in figures.items()}, step=0)
     for context_length, shares in read_fitting_rows(ROW_LENGTHS).items():
         run.log_metrics({f"data/{split}/rows_that_fit": share for split, share in shares.items()}, step=context_length)
-    run.log_files([DATA_METRICS, ROW_LENGTHS])
+    run.log_files([path for path in (DATA_METRICS, ROW_LENGTHS, ROWS_BY_FILE) if path.exists()])
 
 
 def read_fitting_rows(path: Path) -> dict[int, dict[str, float]]:

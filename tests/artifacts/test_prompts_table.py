@@ -219,6 +219,18 @@ def test_what_goes_on_and_on_is_not_read_into_memory(monkeypatch: pytest.MonkeyP
         read_bytes(b'prompt,completion\n"a,b\n' + b"c,d\n" * 1000)
 
 
+@given(size=st.integers(100, 950), before=st.integers(0, 20), quote=st.sampled_from(["", 'x"y,z\n']))
+def test_rows_after_a_cell_that_is_nearly_the_longest_allowed(size: int, before: int, quote: str) -> None:
+    cell = ("line\n" * size)[:size]
+    rows_before, rows_after = "a,b\n" * before, "c,d\n" * 300
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(table_text, "_LONGEST", 1000)
+        patch.setattr(table_text, "_BLOCK_BYTES", 64)
+        read = read_bytes(f'prompt,completion\n{rows_before}{quote}"{cell}",x\n{rows_after}'.encode())
+    odd = [('x"y', "z")] if quote else []
+    assert read == [*[("a", "b")] * before, *odd, (cell, "x"), *[("c", "d")] * 300]
+
+
 @pytest.mark.parametrize("path", ["../prompts.csv", "data/../../prompts.csv", ".."])
 def test_a_relative_path_out_of_the_project_is_refused(path: str) -> None:
     with pytest.raises(UserError, match=r"lies outside of the project"):

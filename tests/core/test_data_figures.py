@@ -12,7 +12,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stages.core import data_figures as module
-from stages.core.data_figures import RowCounts, copy_keys, count_copies, count_rows, data_figures, fitting_rows
+from stages.core.data_figures import (
+    RowCounts,
+    copy_keys,
+    count_copies,
+    count_rows,
+    data_figures,
+    fitting_rows,
+    rows_by_file,
+)
 from stages.core.frames import rows_of
 from stages.core.rows import encode_rows
 from stages.core.split import SPLITS
@@ -65,13 +73,6 @@ def expected_figures(
         if split != "train":
             of_train = set(by_split["train"]["plain"]) if "train" in by_split else set()
             figures[split]["near_copies_of_train"] = sum(row in of_train for row in part["plain"])
-    counted = frame.groupby(["file", "split"]).size()
-    figures["files"] = {
-        file.removeprefix("d/"): {
-            split: int(counted[file, split]) for split in SPLITS if (file, split) in counted.index
-        }
-        for file in sorted(map(str, frame["file"].unique()))
-    }
     return figures
 
 
@@ -101,6 +102,9 @@ def test_pandas_counts_the_same(rows: list[tuple[str, str, str, str]], frames: i
     training = frame[frame["split"] == "train"]
     expected = expected_figures(frame, lengths, set("".join(training["prompt"] + training["completion"])))
     assert found == expected
+    assert {(f"d/{file}", split): rows for file, split, rows in rows_by_file(counts)} == frame.groupby(
+        ["file", "split"]
+    ).size().to_dict()
     for split, context_length, share in fitting_rows(counts):
         of_split = frame[frame["split"] == split]
         assert share == pytest.approx((lengths(of_split) - 1 <= context_length).mean(), abs=1e-6)
@@ -131,7 +135,7 @@ def test_words_and_no_completions() -> None:
         {split: [copy_keys(frame, near_copies=False)] if split == "train" else [] for split in SPLITS}
     )
     found = data_figures(counts, copies, 2, vocabulary, with_completions=False)
-    assert set(found) == {"context_length", "train", "files"}
+    assert set(found) == {"context_length", "train"}
     assert (found["train"]["tokens"], found["train"]["text_tokens"], found["train"]["characters_per_token"]) == (
         7,
         5,

@@ -31,7 +31,7 @@ def test_figures_and_curves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     log_data_figures(run)
     assert (run.points, run.files) == ({}, [])  # of a dataset that was made elsewhere
     lengths = {"median": 4, "longest": 9}
-    figures = {"context_length": 6, "train": {"rows": 3, "tokens_per_row": lengths}, "files": {"a.csv": {"train": 3}}}
+    figures = {"context_length": 6, "train": {"rows": 3, "tokens_per_row": lengths}}
     write_json(DATA_METRICS, figures)
     rows = [("train", 3, 0.5), ("train", 8, 1.0), ("test", 5, 1.0)]
     write_table(ROW_LENGTHS, ["split", "context_length", "share_of_rows"], rows)
