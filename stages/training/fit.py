@@ -28,6 +28,7 @@ from stages.training.optimization import TrainParams
 from stages.training.plan import plan_training
 from stages.training.progress import progress_callback
 from stages.training.runtime import RuntimeParams, keep_freed_memory
+from stages.training.sharding import SHARDED_PRECISIONS, ShardedLanguageModel, ShardedStrategy, fill
 
 LOG = logging.getLogger(__name__)
 
@@ -59,7 +60,7 @@ def fit(
     """Train ``network`` in place.
 
     Args:
-        network: random weights; the kept ones afterwards.
+        network: random weights; the kept ones afterwards, with the strategy fsdp only on the first device.
         training: the examples to learn from.
         validation: the examples to watch the loss on; None where nothing is held out.
         parameters: how to train.
@@ -108,22 +109,29 @@ def fit(
     if parameters.compile:
         remove_incomplete_libraries()
     data = TokenDataModule(training, validation, plan, runtime.loader_workers)
-    module = LanguageModel(network, parameters, plan)
+    module = (ShardedLanguageModel if runtime.strategy == "fsdp" else LanguageModel)(network, parameters, plan)
     newest = checkpoints.newest() if checkpoints is not None else None
     smaller = (
         f"{plan.micro_batch_size} examples at once are too many: lower runtime.micro_batch_size in params.yaml, which changes "
         "no result; `dvc repro` goes on from the last checkpoint"
     )
-    with memory_errors(smaller):
+    with memory_errors(smaller), peer_errors():
         trainer.fit(module, datamodule=data, ckpt_path=newest, weights_only=True)
         if trainer.interrupted:
             raise KeyboardInterrupt
         steps = trainer.global_step
         if validation is not None and history.last_validated != steps:
             trainer.validate(module, datamodule=data, verbose=False)
-    if best.weights:
-        network.load_state_dict(best.weights)
+        _take_kept(network, module, best)
     return TrainingResult(steps, plan.epochs(steps), best.step or steps, history.curves)
+
+
+def _take_kept(network: Transformer, module: LanguageModel, best: BestWeights) -> None:
+    """Give ``network`` the weights to keep: the best, where they were looked for, else the last."""
+    if isinstance(module, ShardedLanguageModel):
+        fill(network, module.weights() if best.step is None else best.weights)
+    elif best.step is not None:
+        network.load_state_dict(best.weights)
 
 
 @contextmanager
@@ -142,6 +150,25 @@ def memory_errors(fix: str) -> Iterator[None]:
         raise UserError(f"out of memory: {fix} ({str(error).splitlines()[0]})") from None
 
 
+@contextmanager
+def peer_errors() -> Iterator[None]:
+    """Turn the error of a device that no longer answers into one line.
+
+    Raises:
+        UserError: another process of this training ended, or cannot be reached.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        # Only some of torch's errors have a class of their own: gloo's, on a CPU, have its name in them.
+        if not isinstance(error, torch.distributed.DistError) and "gloo" not in str(error):
+            raise
+        raise UserError(
+            "another process of this training ended, or cannot be reached: its own messages say why; the same command goes "
+            f"on from the last checkpoint ({str(error).splitlines()[0]})"
+        ) from None
+
+
 def _build_trainer(runtime: RuntimeParams, parameters: TrainParams) -> lightning.Trainer:
     """Return Lightning's Trainer for this machine, without what the plan adds to it.
 
@@ -152,10 +179,19 @@ def _build_trainer(runtime: RuntimeParams, parameters: TrainParams) -> lightning
         "accelerator": runtime.accelerator,
         "devices": runtime.devices,
         "num_nodes": runtime.num_nodes,
-        "strategy": runtime.strategy,
+        "strategy": ShardedStrategy() if runtime.strategy == "fsdp" else runtime.strategy,
         "precision": parameters.precision,
     }
-    settings = ", ".join(f"{key}: {machine[key]}" for key in ("accelerator", "devices", "strategy", "precision"))
+    settings = (
+        f"accelerator: {runtime.accelerator}, devices: {runtime.devices}, strategy: {runtime.strategy}, precision: "
+        f"{parameters.precision}"
+    )
+    if runtime.strategy == "fsdp" and parameters.precision not in SHARDED_PRECISIONS:
+        message = (
+            f"params.yaml: train.precision: found {parameters.precision}, which runtime.strategy: fsdp does not have; allowed: "
+            f"{', '.join(SHARDED_PRECISIONS)}, or runtime.strategy: ddp"
+        )
+        raise UserError(message)
     try:
         trainer = lightning.Trainer(
             **machine,

@@ -31,8 +31,9 @@ class RuntimeParams(ParamsModel):
     """Devices on each machine. They share the global batch: more devices do not make it larger."""
     num_nodes: Annotated[int, Field(ge=1, le=10_000)]
     """Machines that train together."""
-    strategy: Literal["auto", "ddp"]
-    """How devices train together; auto takes ddp where there are several."""
+    strategy: Literal["auto", "ddp", "fsdp"]
+    """How devices train together: each with all weights (ddp), or each with a part of them (fsdp), for models that one device
+    cannot hold; auto takes ddp where there are several."""
     micro_batch_size: Count | None
     """Examples that one device computes at once; null takes its whole share of the batch. Lower it when memory runs out:
     gradients are accumulated, so that the global batch stays what train.batch_size says."""
