@@ -6,6 +6,7 @@ import subprocess
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from benchmarks.kills import digests, end, kill_at_random, slow_toy, start, statuses
@@ -100,6 +101,36 @@ def test_devices_that_train_together_go_on_together(tmp_path: Path) -> None:
     assert "resumed at step" in killed.run("dvc", "repro", "train").stdout
     assert digests(killed) == digests(whole)
     assert statuses(killed) == {"FINISHED": 1}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+@pytest.mark.parametrize("victim", ["first", "second"])
+def test_one_process_killed_the_others_end_with_a_line_and_the_next_start_resumes(
+    project: Project, strategy: str, victim: str
+) -> None:
+    project.replace("params.yaml", "devices: 1", "devices: 2")
+    project.replace("params.yaml", "strategy: auto", f"strategy: {strategy}")
+    project.replace("params.yaml", "batch_size: 1\n", "batch_size: 2\n")
+    project.replace("params.yaml", "max_steps: 1200", "max_steps: 300")
+    project.run("dvc", "repro", "build_dataset")
+    first = start_until(project, "step 90/", "python", "-m", "stages.train")
+    processes = [psutil.Process(first.pid), *psutil.Process(first.pid).children()]
+    second = next(each for each in processes if each.environ().get("LOCAL_RANK") == "1")
+    os.kill(first.pid if victim == "first" else second.pid, signal.SIGKILL)
+    began = time.monotonic()
+    if victim == "second":
+        assert first.wait(60) == 1
+    else:
+        psutil.wait_procs([second], 60)
+        first.wait()
+    assert time.monotonic() - began < 60
+    assert not second.is_running() or second.status() == psutil.STATUS_ZOMBIE
+    errors = [line for line in log(project).splitlines() if "another process of this training ended" in line]
+    assert len(errors) == 1
+    assert "Traceback" not in log(project)
+    assert "resumed at step" in project.run("python", "-m", "stages.train").stdout
+    assert statuses(project) == {"FINISHED": 1}
 
 
 def test_parameters_that_are_edited_while_it_trains_are_refused_and_nothing_trained_is_lost(

@@ -10,9 +10,12 @@ from stages.core.windows import (
     Int64s,
     Integers,
     RowSpans,
+    WindowIndex,
     Windows,
     gather,
+    row_index,
     row_windows,
+    stream_index,
     stream_windows,
     target_positions,
 )
@@ -37,11 +40,26 @@ class Examples:
             return row_windows(self.spans.row_offsets, self._context_length, self._parameters.stride)
         return stream_windows(len(self._token_ids), self._context_length, self._parameters.stride, offset)
 
+    def index(self, offset: int = 0) -> WindowIndex:
+        """Return the same windows by their numbers, without a list of them."""
+        if self._parameters.packing == "rows":
+            return row_index(self.spans.row_offsets, self._context_length, self._parameters.stride)
+        return stream_index(len(self._token_ids), self._context_length, self._parameters.stride, offset)
+
+    def full_range(self, offset: int) -> range:
+        """Return the numbers of the windows for one pass of training: of a stream only those of full length."""
+        inputs = len(self._token_ids) - 1 - offset
+        if self._parameters.packing == "rows" or inputs < self._context_length:
+            return range(len(self.index(offset)))
+        first = 1 if offset else 0  # before the offset lies one short window
+        return range(
+            first, first + 1 + (inputs - self._context_length) // (self._parameters.stride or self._context_length)
+        )
+
     def full_windows(self, offset: int) -> Windows:
-        """Return the windows for one pass of training: of a stream only those of full length."""
-        windows = self.windows(offset)
-        full = windows.ends - windows.starts == self._context_length
-        return windows.select(full) if self._parameters.packing == "stream" and full.any() else windows
+        """Return the windows for one pass of training."""
+        numbers = self.full_range(offset)
+        return self.windows(offset).select(slice(numbers.start, numbers.stop))
 
     def largest_offset(self) -> int:
         """Return how far the cut of a stream can move: 0 for rows, and for a stream too short to lose a context."""
@@ -51,7 +69,7 @@ class Examples:
 
     def examples_per_epoch(self) -> int:
         """Return the number of examples in one pass of training, the same for every offset."""
-        return len(self.full_windows(self.largest_offset()))
+        return len(self.full_range(self.largest_offset()))
 
     def gather(self, windows: Windows) -> tuple[Int64s, Int64s]:
         """Read windows as input_ids and targets, [B, T], as long as the longest of them."""

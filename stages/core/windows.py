@@ -79,6 +79,61 @@ class RowSpans:
         return np.asarray(positions >= self.completion_starts[self.row_of(positions)])
 
 
+class WindowIndex:
+    """The windows of a text by their numbers: any of them, without a list of all.
+
+    For 64 spans it keeps one number. A span is what no window leaves: a row, or a piece of a stream.
+    """
+
+    _SPANS = 64
+    _SPANS_AT_ONCE = 1 << 20
+
+    def __init__(self, edges: Integers, targets_only: int, context_length: int, stride: int | None) -> None:
+        """Count the windows.
+
+        Args:
+            edges: [S + 1], may be memory-mapped; the inputs of span s are edges[s] to edges[s + 1] - targets_only.
+            targets_only: tokens at the end of a span that are no inputs.
+            context_length: the most inputs of a window.
+            stride: tokens from one window's start to the next one's; None: ``context_length``.
+        """
+        self._edges, self._targets_only = edges, targets_only
+        self._context_length, self._stride = context_length, _checked_stride(context_length, stride)
+        counts = [np.zeros(1, dtype=np.int64)]
+        for first in range(0, len(edges) - 1, self._SPANS_AT_ONCE):
+            some = np.asarray(edges[first : first + self._SPANS_AT_ONCE + 1], dtype=np.int64)
+            windows = _window_counts(np.diff(some) - targets_only, context_length, self._stride)
+            counts.append(np.add.reduceat(windows, np.arange(0, len(windows), self._SPANS)))
+        self._before = np.cumsum(np.concatenate(counts))  # the windows before each 64 spans, and all
+
+    def __len__(self) -> int:
+        return int(self._before[-1])
+
+    def at(self, numbers: Int64s) -> Windows:
+        """Return the windows with these numbers, [B], in their order; 0 is the first of the text."""
+        block = np.searchsorted(self._before, numbers, side="right") - 1
+        spans = block[:, None] * self._SPANS + np.arange(self._SPANS + 1)
+        edges = np.asarray(self._edges[np.minimum(spans, len(self._edges) - 1)], dtype=np.int64)  # [B, 65]
+        counts = _window_counts(np.diff(edges) - self._targets_only, self._context_length, self._stride)
+        within = numbers - self._before[block]
+        until = np.cumsum(counts, axis=1)
+        span = (until <= within[:, None]).sum(axis=1)
+        rows = np.arange(len(numbers))
+        nth = within - until[rows, span] + counts[rows, span]
+        ends = edges[rows, span + 1] - self._targets_only
+        return _nth_windows(edges[rows, span], ends, nth, self._context_length, self._stride)
+
+
+def row_index(row_offsets: Integers, context_length: int, stride: int | None) -> WindowIndex:
+    """Return the windows of ``row_windows``, by their numbers."""
+    return WindowIndex(row_offsets, 1, context_length, stride)
+
+
+def stream_index(tokens: int, context_length: int, stride: int | None, offset: int = 0) -> WindowIndex:
+    """Return the windows of ``stream_windows``, by their numbers."""
+    return WindowIndex(_stream_edges(tokens, context_length, offset), 0, context_length, stride)
+
+
 def row_windows(row_offsets: Integers, context_length: int, stride: int | None) -> Windows:
     """Cut every row by itself, into windows of at most ``context_length`` inputs.
 
@@ -110,9 +165,7 @@ def stream_windows(tokens: int, context_length: int, stride: int | None, offset:
         UserError: the stride would leave tokens unseen.
     """
     stride = _checked_stride(context_length, stride)
-    if not 0 <= offset <= context_length:
-        raise ValueError(f"offset {offset} is not within 0 and the context length {context_length}")
-    edges = np.array([0, min(offset, max(tokens - 1, 0)), max(tokens - 1, 0)], dtype=np.int64)
+    edges = _stream_edges(tokens, context_length, offset)
     return _cut(edges[:-1], edges[1:], context_length, stride)
 
 
@@ -165,16 +218,30 @@ def _checked_stride(context_length: int, stride: int | None) -> int:
 
 def _cut(span_starts: Int64s, span_ends: Int64s, context_length: int, stride: int) -> Windows:
     """Cut each span of inputs, [start, end), into windows; a span without inputs gives none."""
-    inputs = span_ends - span_starts
-    further = -(
-        (context_length - inputs) // stride
-    )  # windows after the first: ceil((inputs - context_length) / stride)
-    counts = np.where(inputs > 0, 1 + np.maximum(further, 0), 0)
+    counts = _window_counts(span_ends - span_starts, context_length, stride)
     spans = np.repeat(np.arange(len(counts)), counts)  # [W] the span of each window
     first_windows = np.cumsum(counts) - counts
     nth = np.arange(len(spans)) - first_windows[spans]  # [W] 0 for the first window of a span
-    starts = span_starts[spans] + nth * stride
-    ends = np.minimum(starts + context_length, span_ends[spans])
+    return _nth_windows(span_starts[spans], span_ends[spans], nth, context_length, stride)
+
+
+def _stream_edges(tokens: int, context_length: int, offset: int) -> Int64s:
+    """Return where the inputs of the two spans of a stream begin and end, [3]: before and after ``offset``."""
+    if not 0 <= offset <= context_length:
+        raise ValueError(f"offset {offset} is not within 0 and the context length {context_length}")
+    return np.array([0, min(offset, max(tokens - 1, 0)), max(tokens - 1, 0)], dtype=np.int64)
+
+
+def _window_counts(inputs: Int64s, context_length: int, stride: int) -> Int64s:
+    """Return the windows of spans with so many inputs, whatever the shape."""
+    further = -((context_length - inputs) // stride)  # after the first: ceil((inputs - context_length) / stride)
+    return np.where(inputs > 0, 1 + np.maximum(further, 0), 0)
+
+
+def _nth_windows(span_starts: Int64s, span_ends: Int64s, nth: Int64s, context_length: int, stride: int) -> Windows:
+    """Return a window of each span, [W], the nth, from 0."""
+    starts = span_starts + nth * stride
+    ends = np.minimum(starts + context_length, span_ends)
     # Only the last window of a span is short, so the window before ends context_length after its start.
     scored_from = starts + 1 + np.where(nth > 0, context_length - stride, 0)
     return Windows(starts, ends, scored_from)

@@ -6,6 +6,7 @@ What the data alone tell, such as rows longer than the context, build_dataset sa
 import sys
 import time
 
+import numpy as np
 import torch
 
 from stages.core.examples import Examples
@@ -22,6 +23,7 @@ LARGEST_RATE_FROM_START = 3e-4
 _SECONDS_A_STEP = 0.001  # however small the model: Lightning's own
 _SHARE_OF_PEAK = 0.3  # of the speed of one large matrix product, that trainings reach
 _FLOPS_WORTH_MEASURING = 1e13  # no machine takes an hour for less
+_WINDOWS_LOOKED_AT = 1000  # for their mean length
 _SIDE = 1024  # of that product
 
 
@@ -65,8 +67,9 @@ def misfits(*, d_model: int, rows: int, seconds: float, rate_from_start: float |
 
 def step_flops(network: Transformer, training: Examples, batch_size: int) -> float:
     """Return about how many floating-point operations a step takes: 6 for each weight and token (Kaplan et al. 2020)."""
-    windows = training.windows()
-    tokens = batch_size * float((windows.ends - windows.starts).mean())
+    index = training.index()
+    some = index.at(np.linspace(0, len(index) - 1, min(len(index), _WINDOWS_LOOKED_AT), dtype=np.int64))
+    tokens = batch_size * float((some.ends - some.starts).mean())
     weights = sum(parameter.numel() for parameter in network.parameters()) - network.embedding.weight.numel()
     return 6 * tokens * (weights + network.output.weight.numel() * network.config.tie_embeddings)
 

@@ -27,6 +27,7 @@ from stages.errors import Stopped, UserError
 from stages.training.checkpoint_folder import CheckpointFolder, write_hash
 from stages.training.data_module import Batch
 from stages.training.plan import TrainingPlan
+from stages.training.sharding import own_part
 
 _LOOK_FOR_DVC_SECONDS = 1.0  # looking takes a fifth of what the pipeline adds to a step
 _SHELLS = {"sh", "dash", "bash", "zsh"}
@@ -180,13 +181,18 @@ class Checkpoints(lightning.Callback):
             self._save(trainer, pl_module, trainer.global_step)
 
     def _save(self, trainer: lightning.Trainer, module: lightning.LightningModule, step: int) -> None:
-        if not all(bool(torch.isfinite(parameter).all()) for parameter in module.parameters()):
+        finite = all(bool(torch.isfinite(own_part(parameter)).all()) for parameter in module.parameters())
+        if not trainer.strategy.reduce_boolean_decision(finite, all=True):
             return  # the loss of the next steps will say so; the checkpoints before this one stay good
         self._saved_at = time.monotonic()
+        saved = True
         try:
             trainer.save_checkpoint(self._folder.checkpoint(step))
         except OSError as error:
             print(f"{self._folder.path}: no checkpoint of step {step}: {error.strerror}", file=sys.stderr)
+            saved = False
+            trainer.strategy.barrier()  # where the other devices wait for this one, which writes
+        if not trainer.strategy.broadcast(saved):
             return
         if trainer.is_global_zero:
             self._folder.forget_old()

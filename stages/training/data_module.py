@@ -14,8 +14,12 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from stages.core.examples import Examples
+from stages.core.permutation import shuffled
 from stages.core.windows import IGNORE_INDEX, Windows
 from stages.training.plan import TrainingPlan
+
+MOST_LISTED = 1 << 22
+"""Examples of which an epoch's order is a list, 24 bytes for each, of numpy's permutation; the order of more is computed."""
 
 
 class Batch(NamedTuple):
@@ -44,6 +48,7 @@ class TrainingBatches(Dataset[Batch]):
         # The micro-batches of one step, and the steps of one epoch, are read one after another.
         self._step = lru_cache(maxsize=1)(self._read_step)
         self._epoch = lru_cache(maxsize=2)(self._draw_epoch)
+        self._index = lru_cache(maxsize=2)(examples.index)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return TrainingBatches, (self._examples, self._plan, self._rank)  # a loader's process has caches of its own
@@ -62,8 +67,10 @@ class TrainingBatches(Dataset[Batch]):
         examples_per_epoch = self._plan.examples
         first, end = step * self._plan.batch_size, (step + 1) * self._plan.batch_size
         pieces = [
-            self._epoch(epoch).select(
-                slice(max(first - epoch * examples_per_epoch, 0), end - epoch * examples_per_epoch)
+            self._windows(
+                epoch,
+                max(first - epoch * examples_per_epoch, 0),
+                min(end - epoch * examples_per_epoch, examples_per_epoch),
             )
             for epoch in range(first // examples_per_epoch, (end - 1) // examples_per_epoch + 1)
         ]
@@ -75,11 +82,23 @@ class TrainingBatches(Dataset[Batch]):
         input_ids, targets = map(torch.from_numpy, self._examples.gather(windows))
         return input_ids, targets, int((targets != IGNORE_INDEX).sum())
 
+    def _windows(self, epoch: int, first: int, end: int) -> Windows:
+        """Return the windows at some places of an epoch's random order."""
+        if self._plan.examples <= MOST_LISTED:
+            return self._epoch(epoch).select(slice(first, end))
+        offset = self._offset(np.random.default_rng([self._plan.seed, epoch]))
+        numbers = shuffled(np.arange(first, end), self._plan.examples, (self._plan.seed, epoch))
+        return self._index(offset).at(self._examples.full_range(offset).start + numbers)
+
     def _draw_epoch(self, epoch: int) -> Windows:
         """Return the windows of one epoch in its random order."""
         random = np.random.default_rng([self._plan.seed, epoch])
-        windows = self._examples.full_windows(int(random.integers(self._examples.largest_offset() + 1)))
+        windows = self._examples.full_windows(self._offset(random))
         return windows.select(random.permutation(self._plan.examples))
+
+    def _offset(self, random: np.random.Generator) -> int:
+        """Draw where an epoch's stream is cut."""
+        return int(random.integers(self._examples.largest_offset() + 1))
 
 
 class FromStep(Sampler[int]):
@@ -97,21 +116,28 @@ class FromStep(Sampler[int]):
 
 
 class ScoringBatches(Dataset[Batch]):
-    """The windows of a split in the order of the text, cut into batches that the devices take in turn."""
+    """The windows of a split in the order of the text, cut into batches that the devices take in turn.
+
+    All devices have the same number of batches, as each computes its part of every forward pass where weights are divided:
+    the last batch of some may score nothing.
+    """
 
     def __init__(self, examples: Examples, batch_size: int, rank: int = 0, world_size: int = 1) -> None:
         self._examples = examples
-        self._windows = examples.windows()
+        self._windows = examples.index()
         self._batch_size = batch_size
-        self._batches = range(math.ceil(len(self._windows) / batch_size))[rank::world_size]
+        self._batches = range(rank, world_size * math.ceil(len(self._windows) / (batch_size * world_size)), world_size)
 
     def __len__(self) -> int:
         return len(self._batches)
 
     def __getitem__(self, index: int) -> Batch:
         first = self._batches[index] * self._batch_size
-        windows = self._windows.select(slice(first, first + self._batch_size))
+        numbers = np.arange(first, min(first + self._batch_size, len(self._windows)))
+        windows = self._windows.at(numbers if len(numbers) else np.zeros(1, dtype=np.int64))
         input_ids, targets = map(torch.from_numpy, self._examples.gather(windows))
+        if not len(numbers):
+            return Batch(input_ids, torch.full_like(targets, IGNORE_INDEX), 0)
         return Batch(input_ids, targets, int((targets != IGNORE_INDEX).sum()))
 
 

@@ -27,7 +27,8 @@ from stages.training.memory import check_batch
 from stages.training.optimization import TrainParams
 from stages.training.plan import plan_training
 from stages.training.progress import progress_callback
-from stages.training.runtime import RuntimeParams, keep_freed_memory, memory_errors
+from stages.training.runtime import RuntimeParams, keep_freed_memory, memory_errors, peer_errors
+from stages.training.sharding import SHARDED_PRECISIONS, ShardedLanguageModel, ShardedStrategy, fill
 
 LOG = logging.getLogger(__name__)
 
@@ -59,7 +60,7 @@ def fit(
     """Train ``network`` in place.
 
     Args:
-        network: random weights; the kept ones afterwards.
+        network: random weights; the kept ones afterwards, with the strategy fsdp only on the first device.
         training: the examples to learn from.
         validation: the examples to watch the loss on; None where nothing is held out.
         parameters: how to train.
@@ -110,7 +111,7 @@ def fit(
         remove_incomplete_libraries()
     check_batch(network, training, plan, parameters, trainer.strategy.root_device)
     data = TokenDataModule(training, validation, plan, runtime.loader_workers)
-    module = LanguageModel(network, parameters, plan)
+    module = (ShardedLanguageModel if runtime.strategy == "fsdp" else LanguageModel)(network, parameters, plan)
     newest = checkpoints.newest() if checkpoints is not None else None
     contents = expected_contents(trainer, module, parameters.precision)
     checkpoint_io.check = lambda state, step: check_contents(state, contents, step, plan)
@@ -118,16 +119,23 @@ def fit(
         f"{plan.micro_batch_size} examples at once are too many: lower runtime.micro_batch_size in params.yaml, which changes "
         "no result; `dvc repro` goes on from the last checkpoint"
     )
-    with memory_errors(smaller):
+    with memory_errors(smaller), peer_errors():
         trainer.fit(module, datamodule=data, ckpt_path=newest, weights_only=True)
         if trainer.interrupted:
             raise KeyboardInterrupt
         steps = trainer.global_step
         if validation is not None and history.last_validated != steps:
             trainer.validate(module, datamodule=data, verbose=False)
-    if best.weights:
-        network.load_state_dict(best.weights)
+        _take_kept(network, module, best)
     return TrainingResult(steps, plan.epochs(steps), best.step or steps, history.curves)
+
+
+def _take_kept(network: Transformer, module: LanguageModel, best: BestWeights) -> None:
+    """Give ``network`` the weights to keep: the best, where they were looked for, else the last."""
+    if isinstance(module, ShardedLanguageModel):
+        fill(network, module.weights() if best.step is None else best.weights)
+    elif best.step is not None:
+        network.load_state_dict(best.weights)
 
 
 def _build_trainer(
@@ -142,10 +150,19 @@ def _build_trainer(
         "accelerator": runtime.accelerator,
         "devices": runtime.devices,
         "num_nodes": runtime.num_nodes,
-        "strategy": runtime.strategy,
+        "strategy": ShardedStrategy() if runtime.strategy == "fsdp" else runtime.strategy,
         "precision": parameters.precision,
     }
-    settings = ", ".join(f"{key}: {machine[key]}" for key in ("accelerator", "devices", "strategy", "precision"))
+    settings = (
+        f"accelerator: {runtime.accelerator}, devices: {runtime.devices}, strategy: {runtime.strategy}, precision: "
+        f"{parameters.precision}"
+    )
+    if runtime.strategy == "fsdp" and parameters.precision not in SHARDED_PRECISIONS:
+        message = (
+            f"params.yaml: train.precision: found {parameters.precision}, which runtime.strategy: fsdp does not have; allowed: "
+            f"{', '.join(SHARDED_PRECISIONS)}, or runtime.strategy: ddp"
+        )
+        raise UserError(message)
     try:
         trainer = lightning.Trainer(
             **machine,

@@ -161,7 +161,4 @@ class BestWeights(lightning.Callback):
         loss = float(trainer.callback_metrics["validation_loss"])
         if loss < self.loss:
             assert isinstance(pl_module, LanguageModel)  # noqa: S101 - tells the type checker
-            self.step, self.loss = trainer.global_step, loss
-            self.weights = {
-                name: value.detach().cpu().clone() for name, value in pl_module.network.state_dict().items()
-            }
+            self.step, self.loss, self.weights = trainer.global_step, loss, pl_module.weights()

@@ -1,5 +1,6 @@
 """The network as Lightning trains it. Losses stay on the device until they are asked for: no step waits for a number."""
 
+from collections.abc import Callable
 from typing import Any
 
 import lightning
@@ -24,7 +25,7 @@ class LanguageModel(lightning.LightningModule):
         self.network = network
         self._optimization = parameters
         self._plan = plan
-        self._compiled_loss = torch.compile(self._eager_loss, dynamic=False) if parameters.compile else None
+        self._loss = self._make_loss()
         # Summed losses since the last call of pop_step_losses, in nats: of each micro-batch of this device, and of each step
         # before the last checkpoint, over all devices.
         self._losses: list[torch.Tensor] = []
@@ -89,15 +90,22 @@ class LanguageModel(lightning.LightningModule):
         if gradient_clip_val is not None:
             torch.nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val)
 
+    def weights(self) -> dict[str, torch.Tensor]:
+        """Return a copy of the network's weights, on the CPU."""
+        return {name: value.detach().cpu().clone() for name, value in self.network.state_dict().items()}
+
     def _summed_loss(self, input_ids: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        if self._compiled_loss is None:
-            return self._eager_loss(input_ids, targets)
-        # Every other shape would be compiled anew. What is added is not scored, and comes after all that is.
-        batch, tokens = input_ids.shape
-        missing = (0, self.network.config.context_length - tokens, 0, self._plan.micro_batch_size - batch)
-        input_ids = functional.pad(input_ids, missing)
-        targets = functional.pad(targets, missing, value=IGNORE_INDEX)
-        return self._compiled_loss(input_ids, targets)
+        if self._optimization.compile:
+            # Every other shape would be compiled anew. What is added is not scored, and comes after all that is.
+            batch, tokens = input_ids.shape
+            missing = (0, self.network.config.context_length - tokens, 0, self._plan.micro_batch_size - batch)
+            input_ids = functional.pad(input_ids, missing)
+            targets = functional.pad(targets, missing, value=IGNORE_INDEX)
+        return self._loss(input_ids, targets)
+
+    def _make_loss(self) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+        """Return what computes the summed loss of input_ids and targets."""
+        return torch.compile(self._eager_loss, dynamic=False) if self._optimization.compile else self._eager_loss
 
     def _eager_loss(self, input_ids: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         return summed_loss(self.network.hidden_states(input_ids), self.network.output, targets)

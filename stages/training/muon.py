@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 MOMENTUM = 0.9
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
@@ -44,19 +45,36 @@ class MuonWithAdamW(torch.optim.AdamW):
         return loss
 
     def _step_muon(self, groups: list[dict[str, Any]]) -> None:
-        """Move the matrices; pieces of one shape are orthogonalised at once."""
+        """Move the matrices; pieces of one shape are orthogonalised at once, those of matrices divided over devices matrix by matrix."""
         moves_of_shape = defaultdict(list)
         for group in groups:
             for matrix in group["params"]:
-                if matrix.grad is not None:
-                    update = pieces(self._update_average(matrix), group["heads"], group["head_dim"])
-                    moves_of_shape[update.shape[1:]].append((matrix, update, group))
+                if matrix.grad is None:
+                    continue
+                if isinstance(matrix, DTensor):
+                    self._move([(matrix, group)])  # so that a device holds one matrix whole, not all
+                else:
+                    shape = pieces(matrix, group["heads"], group["head_dim"]).shape[1:]
+                    moves_of_shape[shape].append((matrix, group))
         for moves in moves_of_shape.values():
-            orthogonal = orthogonalise(torch.cat([update for _, update, _ in moves]))
-            for (matrix, _, group), step in zip(moves, orthogonal.split([len(move[1]) for move in moves]), strict=True):
-                matrix.mul_(1 - group["lr"] * group["weight_decay"])
-                scale = (step.shape[2] / matrix.shape[1]) ** 0.5
-                pieces(matrix, group["heads"], group["head_dim"]).add_(step, alpha=-group["lr"] * scale)
+            self._move(moves)
+
+    def _move(self, moves: list[tuple[Tensor, dict[str, Any]]]) -> None:
+        """Move matrices whose pieces have one shape, each with its group."""
+        updates = [
+            pieces(_whole(self._update_average(matrix)), group["heads"], group["head_dim"]) for matrix, group in moves
+        ]
+        orthogonal = orthogonalise(torch.cat(updates))
+        for (matrix, group), step in zip(moves, orthogonal.split([len(update) for update in updates]), strict=True):
+            matrix.mul_(1 - group["lr"] * group["weight_decay"])
+            alpha = -group["lr"] * (step.shape[2] / matrix.shape[1]) ** 0.5
+            if isinstance(matrix, DTensor):
+                whole = torch.empty(matrix.shape, dtype=step.dtype, device=step.device)
+                pieces(whole, group["heads"], group["head_dim"]).copy_(step)
+                own = distribute_tensor(whole, matrix.device_mesh, matrix.placements, src_data_rank=None)
+                matrix.add_(own, alpha=alpha)
+            else:
+                pieces(matrix, group["heads"], group["head_dim"]).add_(step, alpha=alpha)
 
     def _update_average(self, matrix: Tensor) -> Tensor:
         """Return the average of the gradients, with Nesterov's look ahead: [R, C]."""
@@ -67,6 +85,11 @@ class MuonWithAdamW(torch.optim.AdamW):
             state["step"] = torch.zeros(())  # AdamW looks for it when it loads a state
         average = state["momentum_buffer"].lerp_(matrix.grad, 1 - MOMENTUM)
         return matrix.grad.lerp(average, MOMENTUM)
+
+
+def _whole(matrix: Tensor) -> Tensor:
+    """Return a matrix that may be divided over devices, whole: its singular values are those of all of it."""
+    return matrix.full_tensor() if isinstance(matrix, DTensor) else matrix
 
 
 def pieces(matrix: Tensor, heads: Heads, head_dim: int) -> Tensor:

@@ -34,8 +34,9 @@ class RuntimeParams(ParamsModel):
     """Devices on each machine. They share the global batch: more devices do not make it larger."""
     num_nodes: Annotated[int, Field(ge=1, le=10_000)]
     """Machines that train together."""
-    strategy: Literal["auto", "ddp"]
-    """How devices train together; auto takes ddp where there are several."""
+    strategy: Literal["auto", "ddp", "fsdp"]
+    """How devices train together: each with all weights (ddp), or each with a part of them (fsdp), for models that one device
+    cannot hold; auto takes ddp where there are several."""
     micro_batch_size: Count | None
     """Examples that one device computes at once; null takes its whole share of the batch. Lower it when memory runs out:
     gradients are accumulated, so that the global batch stays what train.batch_size says."""
@@ -150,6 +151,27 @@ def memory_errors(fix: str) -> Iterator[None]:
         if not isinstance(error, torch.OutOfMemoryError) and "DefaultCPUAllocator" not in str(error):
             raise
         raise UserError(f"out of memory: {fix} ({str(error).splitlines()[0]})") from None
+
+
+@contextmanager
+def peer_errors() -> Iterator[None]:
+    """Turn the error of a device that no longer answers into one line.
+
+    Raises:
+        UserError: another process of this training ended, or cannot be reached.
+    """
+    import torch  # noqa: PLC0415 - as above
+
+    try:
+        yield
+    except RuntimeError as error:
+        # Only some of torch's errors have a class of their own: gloo's, on a CPU, have its name in them.
+        if not isinstance(error, torch.distributed.DistError) and "gloo" not in str(error):
+            raise
+        raise UserError(
+            "another process of this training ended, or cannot be reached: its own messages say why; the same command goes "
+            f"on from the last checkpoint ({str(error).splitlines()[0]})"
+        ) from None
 
 
 def keep_freed_memory() -> None:

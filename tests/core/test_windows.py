@@ -10,7 +10,9 @@ from stages.core.windows import (
     RowSpans,
     Windows,
     gather,
+    row_index,
     row_windows,
+    stream_index,
     stream_windows,
     target_positions,
 )
@@ -74,6 +76,22 @@ def test_only_completions_are_scored_when_asked_for(
     expected = [p for row, (_, c) in enumerate(lengths) for p in range(offsets[row + 1] - c, offsets[row + 1])]
     assert scored(windows, sizes[0], tokens, spans) == Counter(expected)
     assert spans.is_completion(np.arange(tokens)).nonzero()[0].tolist() == expected
+
+
+@given(st.lists(st.integers(0, 30), max_size=200), CONTEXT_AND_STRIDE, st.data())
+def test_windows_by_number_are_those_of_the_list(
+    lengths: list[int], sizes: tuple[int, int | None], data: st.DataObject
+) -> None:
+    offsets = offsets_of(lengths)
+    cut = data.draw(st.integers(0, sizes[0]))
+    for listed, index in (
+        (row_windows(offsets, *sizes), row_index(offsets, *sizes)),
+        (stream_windows(sum(lengths), *sizes, cut), stream_index(sum(lengths), *sizes, cut)),
+    ):
+        assert len(index) == len(listed)
+        numbers = np.array(data.draw(st.permutations(range(len(listed)))), dtype=np.int64)
+        for name, values in vars(index.at(numbers)).items():
+            np.testing.assert_array_equal(values, vars(listed)[name][numbers])
 
 
 def test_the_seeds_rows() -> None:

@@ -148,13 +148,15 @@ def test_out_of_memory_the_step_may_be_cut_into_smaller_micro_batches() -> None:
     assert trained.curves.train_loss[-1][1] == pytest.approx(expected.curves.train_loss[-1][1], abs=1e-4)
 
 
-def test_more_devices_or_fewer_go_on_with_a_training(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("strategy", ["ddp", pytest.param("fsdp", marks=pytest.mark.slow)])
+def test_more_devices_or_fewer_go_on_with_a_training(strategy: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("stages.training.history.CURVE_POINTS", FEW_POINTS)
     _, whole = train(None, **MANY_STEPS)
     folder = broken_off(14, **MANY_STEPS)
     assert folder.newest() == folder.checkpoint(13)
     here = {"PYTHONPATH": str(ROOT)}
-    subprocess.run([sys.executable, "-m", "tests.training.on_two_devices"], env=os.environ | here, check=True)
+    command = [sys.executable, "-m", "tests.training.on_two_devices", strategy]
+    subprocess.run(command, env=os.environ | here, check=True)
     assert folder.newest() == folder.checkpoint(20)
     _, trained = train(folder, runtime={"micro_batch_size": 1}, **MANY_STEPS)
     for name in ("train_loss", "validation_loss"):

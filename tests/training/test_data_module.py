@@ -20,7 +20,10 @@ def texts(batch: Batch) -> list[tuple[int, ...]]:
     return [tuple(row[row != IGNORE_INDEX].tolist()) for row in batch.targets]
 
 
-def test_every_pass_sees_every_example_once() -> None:
+@pytest.mark.parametrize("listed", [True, False])
+def test_every_pass_sees_every_example_once(listed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not listed:
+        monkeypatch.setattr("stages.training.data_module.MOST_LISTED", 0)
     batches = TrainingBatches(examples(), plan(), rank=0)
     seen = [text for index in range(len(batches)) for text in texts(batches[index])]
     everything = texts(ScoringBatches(examples(), 20)[0])
@@ -57,7 +60,10 @@ def test_a_step_may_reach_into_the_next_pass() -> None:
     assert all(len(batches[index].input_ids) == 4 for index in range(3))
 
 
-def test_a_stream_is_cut_anew_in_each_pass_into_full_contexts() -> None:
+@pytest.mark.parametrize("listed", [True, False])
+def test_a_stream_is_cut_anew_in_each_pass_into_full_contexts(listed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not listed:
+        monkeypatch.setattr("stages.training.data_module.MOST_LISTED", 0)
     stream = examples(40, packing="stream")
     rows = stream.examples_per_epoch()
     batches = TrainingBatches(stream, plan(batch_size=rows, rows=rows), rank=0)
