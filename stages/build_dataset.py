@@ -5,6 +5,7 @@ Reads the sections data, split and dataset of params.yaml, and model.context_len
 
 import sys
 from contextlib import ExitStack
+from functools import partial
 
 from stages.artifacts.dataset import (
     DATASET_FOLDER,
@@ -16,28 +17,21 @@ from stages.artifacts.dataset import (
 )
 from stages.artifacts.key_spool import KeySpool, open_key_spool
 from stages.artifacts.metrics_json import DATA_METRICS, write_json
-from stages.artifacts.prompts_table import DataParams, find_sources, read_prompts
+from stages.artifacts.prompts_table import DataParams, find_sources
 from stages.artifacts.stage_inputs import unchanged_inputs
 from stages.artifacts.table_csv import ROW_LENGTHS, ROWS_BY_FILE, write_table
 from stages.artifacts.token_shards import TokenShardWriter, open_shard_writer, shard_path
 from stages.artifacts.vocabulary_json import read_vocabulary
-from stages.command_line import command_parser, run_stage, with_progress
-from stages.core.data_figures import (
-    RowCounts,
-    copy_keys,
-    count_copies,
-    count_rows,
-    data_figures,
-    fitting_rows,
-    rows_by_file,
-)
-from stages.core.frames import Frame, UnusableTextError, place, rows_of
-from stages.core.rows import Scored, count_scored, encode_rows
+from stages.command_line import command_parser, run_stage
+from stages.core.data_figures import RowCounts, count_copies, data_figures, fitting_rows, rows_by_file
+from stages.core.prepared_rows import PreparedRows, prepare_rows
+from stages.core.rows import Scored
 from stages.core.split import SPLITS, SplitParams
-from stages.core.vocabulary import Vocabulary
+from stages.core.text_keys import digest_key
 from stages.core.windows import ContextParams, DatasetParams
-from stages.errors import UserError
 from stages.parameters import read_section
+from stages.partitions.engine import over_rows
+from stages.partitions.engine_params import EngineParams
 from stages.report.data_notes import data_notes, refuse_meaningless
 
 
@@ -49,6 +43,7 @@ def main() -> None:
     split_parameters = read_section("split", SplitParams)
     parameters = read_section("dataset", DatasetParams)
     context_length = read_section("model", ContextParams).context_length
+    engine = read_section("runtime", EngineParams)
     vocabulary = read_vocabulary()
     sources = find_sources(data, split_parameters)
     near_copies = split_parameters.holds_out or len({source.split for source in sources}) > 1
@@ -62,9 +57,12 @@ def main() -> None:
             )
             for split in SPLITS
         }
-        for frame in with_progress(read_prompts(data, split_parameters), "build_dataset", quiet=quiet):
-            for split, part in parts.items():
-                part.add(rows_of(frame, split), vocabulary, parameters, near_copies=near_copies)
+        # Processes agree on the digests of texts, which take longer than Python's own hash.
+        text_key = hash if engine.dask is None else digest_key
+        prepare = partial(prepare_rows, vocabulary, parameters, text_key, near_copies=near_copies)
+        for prepared in over_rows(prepare, data, split_parameters, engine, name="build_dataset", quiet=quiet):
+            for split, rows in prepared.items():
+                parts[split].add(rows)
         counts = {split: part.counts for split, part in parts.items()}
         copies = count_copies({split: part.keys for split, part in parts.items()})
         with_completions = data.completion_column is not None
@@ -100,23 +98,12 @@ class SplitPart:
         self.keys = keys
         self.counts = RowCounts()
 
-    def add(self, frame: Frame, vocabulary: Vocabulary, parameters: DatasetParams, *, near_copies: bool) -> None:
-        """Encode and count rows.
-
-        Raises:
-            UserError: the vocabulary cannot encode a text.
-        """
-        if len(frame) == 0:
-            return
-        try:
-            rows = encode_rows(vocabulary, frame)
-        except UnusableTextError as error:
-            raise UserError(f"{place(frame, error.row, error.column)}: {error}") from None
-        begins_split = self._writer.rows == 0
-        self._scored += count_scored(vocabulary, frame, rows, parameters, begins_split=begins_split)
-        self._writer.append(rows.token_ids, rows.row_lengths, rows.prompt_lengths)
-        self.counts += count_rows(vocabulary, frame, rows)
-        self.keys.append(copy_keys(frame, near_copies=near_copies))
+    def add(self, rows: PreparedRows) -> None:
+        """Append rows."""
+        self._scored += rows.scored if self._writer.rows else rows.scored_as_first
+        self._writer.append(rows.encoded.token_ids, rows.encoded.row_lengths, rows.encoded.prompt_lengths)
+        self.counts += rows.counts
+        self.keys.append(rows.keys)
 
     def metadata(self) -> SplitMetadata:
         """Return what metadata.json says of the split; its file is written."""

@@ -3,20 +3,20 @@
 Reads the sections data, split and vocabulary of params.yaml.
 """
 
-from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 from stages.artifacts.pretrained import read_tokenizer
-from stages.artifacts.prompts_table import DataParams, read_prompts
+from stages.artifacts.prompts_table import DataParams
 from stages.artifacts.stage_inputs import unchanged_inputs
 from stages.artifacts.vocabulary_json import VOCABULARY_FILE, write_vocabulary
-from stages.command_line import command_parser, run_stage, with_progress
-from stages.core.frames import Frame, UnusableTextError, place, rows_of
+from stages.command_line import command_parser, run_stage
 from stages.core.split import SplitParams
 from stages.core.vocabulary import VocabularyParams
-from stages.core.vocabulary_building import build_vocabulary
-from stages.errors import UserError
+from stages.core.vocabulary_building import find_training_pieces, vocabulary_of
 from stages.parameters import read_section
+from stages.partitions.engine import over_rows
+from stages.partitions.engine_params import EngineParams
 
 
 @unchanged_inputs("build_vocabulary")
@@ -34,20 +34,11 @@ def main() -> None:
                 f"vocabulary: {vocabulary.size:,} tokens ({vocabulary.name}) of {parameters.file} -> {VOCABULARY_FILE}"
             )
         return
-    frame: Frame = None
-    rows = 0
-
-    def training_rows() -> Iterator[Frame]:
-        nonlocal frame, rows
-        for read in with_progress(read_prompts(data, split), "build_vocabulary", quiet=quiet):
-            frame = rows_of(read, "train")
-            rows += len(frame)
-            yield frame
-
-    try:
-        vocabulary = build_vocabulary(parameters, training_rows())
-    except UnusableTextError as error:
-        raise UserError(f"{place(frame, error.row, error.column)}: {error}") from None
+    engine = read_section("runtime", EngineParams)
+    find = partial(find_training_pieces, parameters)
+    parts = list(over_rows(find, data, split, engine, name="build_vocabulary", quiet=quiet))
+    rows = sum(of_part for _, of_part in parts)
+    vocabulary = vocabulary_of(parameters, [pieces for pieces, _ in parts])
     write_vocabulary(vocabulary)
     if not quiet:
         tokens = f"{vocabulary.size:,} tokens ({vocabulary.name})"

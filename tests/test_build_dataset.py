@@ -18,6 +18,7 @@ data: {csv: data/prompts.csv, files: null, prompt_column: prompt, completion_col
 split: {validation: 0.0, test: 0.0, seed: 0, column: null}
 vocabulary: {tokenizer: word, size: 300, unknown_token: false}
 dataset: {packing: rows, loss_on: all, stride: null}
+runtime: {dask: null}
 model: {context_length: 6}
 """
 

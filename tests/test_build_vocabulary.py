@@ -12,6 +12,7 @@ data: {csv: data/prompts.csv, files: null, prompt_column: prompt, completion_col
 split: {validation: 0.0, test: 0.0, seed: 0, column: null}
 vocabulary: {tokenizer: word, size: 300, unknown_token: false}
 dataset: {packing: rows, loss_on: all, stride: null}
+runtime: {dask: null}
 """
 
 
@@ -79,7 +80,7 @@ def test_the_stage_imports_no_more_than_it_needs(stage: str) -> None:
     imported = subprocess.run(
         [sys.executable, "-c", listing], cwd=REPOSITORY, capture_output=True, text=True, check=True
     ).stdout.split()
-    assert not {"torch", "lightning", "mlflow", "pandas", "safetensors", "transformers"} & set(imported)
+    assert not {"torch", "lightning", "mlflow", "pandas", "safetensors", "transformers", "distributed"} & set(imported)
 
 
 def test_a_pretrained_tokenizer_is_taken_with_its_ids(project: Path) -> None:

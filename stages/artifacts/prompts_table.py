@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pydantic
 
-from stages.artifacts.table_columns import Rows, setting
+from stages.artifacts.table_columns import Part, Rows, setting
 from stages.artifacts.table_parquet import read_parquet
 from stages.artifacts.table_text import read_text
 from stages.core.frames import drawn_splits, split_codes
@@ -93,8 +93,7 @@ def read_prompts(data: DataParams, split: SplitParams, group_column: str | None 
     for source in find_sources(data, split):
         LOG.info("reading %s", source.path)
         of_file = 0
-        for read in _ahead(_read_file(source, data, group_column)):
-            frame = _frame(source, read)
+        for frame in _ahead(read_source(source, data, group_column=group_column)):
             of_file += len(frame)
             training_rows += int(np.count_nonzero(split_codes(frame) == SPLITS.index("train")))
             yield frame
@@ -111,7 +110,7 @@ def read_prompts(data: DataParams, split: SplitParams, group_column: str | None 
         raise UserError(f"{data.csv}: no row to train on, of {rows:,}: {cause}")
 
 
-def _ahead(made: Iterator[Rows]) -> Iterator[Rows]:
+def _ahead(made: Iterator[pa.Table]) -> Iterator[pa.Table]:
     """Yield what is made, the next one of which a second thread makes meanwhile: Arrow and numpy let both run."""
     with ThreadPoolExecutor(1) as thread:
         following = thread.submit(next, made, None)
@@ -120,7 +119,10 @@ def _ahead(made: Iterator[Rows]) -> Iterator[Rows]:
             yield now
 
 
-def _read_file(source: Source, data: DataParams, group_column: str | None) -> Iterator[Rows]:
+def read_source(
+    source: Source, data: DataParams, part: Part | None = None, group_column: str | None = None
+) -> Iterator[pa.Table]:
+    """Yield the rows of one file, or of a part of it, as ``read_prompts`` does; rows of a part are numbered from its first."""
     split_column = source.split.column if isinstance(source.split, SplitParams) else None
     wanted = {
         "prompt": data.prompt_column,
@@ -130,8 +132,10 @@ def _read_file(source: Source, data: DataParams, group_column: str | None) -> It
     }
     names = {role: name for role, name in wanted.items() if name is not None}
     if source.path.suffix == ".parquet":
-        return read_parquet(source.path, names)
-    return read_text(source.path, names, data.delimiter)
+        reads = read_parquet(source.path, names, None if part is None else range(part.begin, part.end))
+    else:
+        reads = read_text(source.path, names, data.delimiter, part)
+    return (_frame(source, rows) for rows in reads)
 
 
 def _frame(source: Source, read: Rows) -> pa.Table:

@@ -30,6 +30,15 @@ Wanted = Mapping[str, str]
 """The columns to read: a key of ``KEYS`` -> the column's name."""
 
 
+class Part(NamedTuple):
+    """A part of a file: some row groups of Parquet, or some bytes of text that is not compressed."""
+
+    begin: int
+    """The first row group, or a byte at which a row or the header begins."""
+    end: int
+    """The row group or the row after it, or the end of the file."""
+
+
 class Rows(NamedTuple):
     """Successive rows of one file."""
 

@@ -13,13 +13,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, TypeVar, cast
+from typing import Any, BinaryIO, TypeVar, cast
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from stages.artifacts.table_columns import (
     Columns,
+    Part,
     Rows,
     Wanted,
     checked_row,
@@ -34,7 +36,7 @@ from stages.errors import UserError
 
 _BLOCK_BYTES = 1 << 20  # read at once; a frame is the rows of one block
 _LONGEST = 1 << 26  # bytes of a line and characters of a cell: a file past it is no table, or has an open quote
-_UTF8_MARK = b"\xef\xbb\xbf"
+UTF8_MARK = b"\xef\xbb\xbf"
 _FOREIGN = {
     b"\xff\xfe": "UTF-16; save it as UTF-8",
     b"\xfe\xff": "UTF-16; save it as UTF-8",
@@ -47,15 +49,6 @@ _FOREIGN = {
 }
 
 Record = TypeVar("Record")
-
-
-class Part(NamedTuple):
-    """Some bytes of a file."""
-
-    begin: int
-    """A row begins here, or the header does."""
-    end: int
-    """And another one here, or the file ends."""
 
 
 @dataclass(frozen=True)
@@ -86,19 +79,19 @@ def read_text(path: Path, wanted: Wanted, delimiter: str | None, part: Part | No
         UserError: the file is not such a table; the message names its first fault.
     """
     with open_text(path) as file:
-        block = bytearray(_read(path, file, _BLOCK_BYTES + len(_UTF8_MARK)))
+        block = bytearray(_read(path, file, _BLOCK_BYTES + len(UTF8_MARK)))
         for mark, found in _FOREIGN.items():
             if block.startswith(mark):
                 raise UserError(f"{path}, header (line 1): the file is {found}")
-        place = _Place(path, row=0, line=1, byte=len(_UTF8_MARK) if block.startswith(_UTF8_MARK) else 0)
+        place = _Place(path, row=0, line=1, byte=len(UTF8_MARK) if block.startswith(UTF8_MARK) else 0)
         del block[: place.byte]
-        table = _table(path, wanted, delimiter)
+        table = _JsonLines(wanted) if is_json_lines(path) else _Csv(wanted, delimiter_of(path, delimiter))
         size, limit, last = _BLOCK_BYTES, sys.maxsize, False
         while block or not last:
             before, (columns, place) = place, table.read(block, place, last=last)
             del block[: place.byte - before.byte]
             if before.row == 0 < place.row and part is not None:  # after the header
-                limit, place = part.end, replace(place, byte=max(place.byte, part.begin))
+                limit, last, place = part.end, False, replace(place, byte=max(place.byte, part.begin))
                 file.seek(place.byte)
                 block.clear()
             if columns and len(columns["prompt"]):
@@ -111,27 +104,40 @@ def read_text(path: Path, wanted: Wanted, delimiter: str | None, part: Part | No
             elif not last:
                 # Where a record goes on after the block, more each time, so that it is looked through few times.
                 size = max(_BLOCK_BYTES, len(block) // 4) if place == before else _BLOCK_BYTES
-                more = _read(path, file, min(size, limit - place.byte - len(block)))
+                more = _read(path, file, max(0, min(size, limit - place.byte - len(block))))
                 block += more
                 last = len(more) < size
     if place.row == 0:
         raise UserError(f"{path}: the file is empty; its first line must name the columns")
 
 
-def _table(path: Path, wanted: Wanted, delimiter: str | None) -> "_TextTable":
-    if {".jsonl", ".ndjson"} & set(path.suffixes):
-        return _JsonLines(wanted)
-    return _Csv(wanted, delimiter or ("\t" if ".tsv" in path.suffixes else ","))
+def is_json_lines(path: Path) -> bool:
+    """Return whether a text table is JSON Lines, by its name."""
+    return bool({".jsonl", ".ndjson"} & set(path.suffixes))
+
+
+def is_compressed(path: Path) -> bool:
+    """Return whether a text table is compressed, by its name."""
+    return path.suffix in {".gz", ".bz2", ".zst", ".xz"}
+
+
+def delimiter_of(path: Path, given: str | None) -> str:
+    """Return what separates the cells of a text table: what is given, or by its name."""
+    return given or ("\t" if ".tsv" in path.suffixes else ",")
+
+
+def beside_quotes(delimiter: str) -> npt.NDArray[np.bool_]:
+    """Return which bytes [256] may stand before an opening and after a closing quote."""
+    return np.isin(np.arange(256), list(b'"\r\n' + delimiter.encode()))
 
 
 def open_text(path: Path) -> BinaryIO:
     """Open a text table, decompressed as its name says."""
-    match path.suffix:
-        case ".xz":
-            return cast("BinaryIO", lzma.open(path))
-        case ".gz" | ".bz2" | ".zst":
-            return io.BufferedReader(pa.input_stream(path, compression="detect"), _BLOCK_BYTES)
-    return path.open("rb")
+    if not is_compressed(path):
+        return path.open("rb")
+    if path.suffix == ".xz":  # Arrow does not know it
+        return cast("BinaryIO", lzma.open(path))
+    return io.BufferedReader(pa.input_stream(path, compression="detect"), _BLOCK_BYTES)
 
 
 def _read(path: Path, file: BinaryIO, size: int) -> bytes:
@@ -235,7 +241,7 @@ class _Csv(_TextTable):
     def __init__(self, wanted: Wanted, delimiter: str) -> None:
         super().__init__(wanted)
         self._delimiter = delimiter
-        self._beside_quotes = np.isin(np.arange(256), list(b'"\r\n' + delimiter.encode()))
+        self._beside_quotes = beside_quotes(delimiter)
         csv.field_size_limit(_LONGEST)
 
     def read_header(self, block: bytearray, place: _Place, *, last: bool) -> _Place:
@@ -409,7 +415,7 @@ def _is_text(block: bytearray, end: int) -> bool:
         pa.StringArray.from_buffers(1, offsets, pa.py_buffer(block)).validate(full=True)
     except pa.ArrowInvalid:
         return False
-    return not block.startswith(_UTF8_MARK)
+    return not block.startswith(UTF8_MARK)
 
 
 def _explain(error: csv.Error) -> str:

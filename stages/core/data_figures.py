@@ -15,7 +15,7 @@ import numpy.typing as npt
 from stages.core.frames import Frame, file_rows, text_characters, text_column, text_sizes
 from stages.core.rows import EncodedRows
 from stages.core.split import SPLITS, Split
-from stages.core.text_keys import prompt_keys, row_keys
+from stages.core.text_keys import TextKey, prompt_keys, row_keys
 from stages.core.vocabulary import Vocabulary
 
 RowKeys = npt.NDArray[np.int64]
@@ -93,10 +93,10 @@ def count_rows(vocabulary: Vocabulary, frame: Frame, rows: EncodedRows) -> RowCo
     )
 
 
-def copy_keys(frame: Frame, *, near_copies: bool) -> RowKeys:
+def copy_keys(frame: Frame, text_key: TextKey = hash, *, near_copies: bool) -> RowKeys:
     """Return what copies of a frame's rows are known by; the second key is 0 where near-copies do not matter."""
-    prompts = prompt_keys(frame)
-    return np.stack([prompts, row_keys(frame) if near_copies else np.zeros_like(prompts)], axis=1)
+    prompts = prompt_keys(frame, text_key)
+    return np.stack([prompts, row_keys(frame, text_key) if near_copies else np.zeros_like(prompts)], axis=1)
 
 
 def count_copies(keys: Mapping[Split, Iterable[RowKeys]]) -> dict[Split, Copies]:

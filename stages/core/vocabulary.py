@@ -118,6 +118,10 @@ class Vocabulary:
         self.eos_id = eos_id
         self.unknown_id = None if self.name == "bpe" else tokenizer.token_to_id(tokenizer.model.unk_token)
 
+    def __reduce__(self) -> tuple[type[Self], tuple[Tokenizer]]:
+        """Travel to another process as the tokenizer alone; what follows from it is found again there."""
+        return type(self), (self.tokenizer,)
+
     @cached_property
     def token_to_id(self) -> dict[str, int]:
         """Every token's id, in the order of the ids."""

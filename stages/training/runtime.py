@@ -16,6 +16,7 @@ from pydantic import Field
 
 from stages.core.params_model import ParamsModel
 from stages.errors import UserError
+from stages.partitions.engine_params import Scheduler
 
 Count = Annotated[int, Field(ge=1)]
 Threads = Annotated[int, Field(ge=1, le=1024)]  # with more than the system starts, libraries crash
@@ -44,6 +45,8 @@ class RuntimeParams(ParamsModel):
     """CPU threads; null takes one for each core that this process may use. Another number can change the last digits of a trained weight."""
     loader_workers: Annotated[int, Field(ge=0, le=256)]
     """Processes that prepare batches ahead; 0 prepares them in the training process."""
+    dask: Scheduler | None
+    """Where the preparation stages compute: see ``EngineParams``."""
     checkpoint_minutes: Annotated[float, Field(gt=0, le=10**9)] | None
     """Minutes between two checkpoints, from which a killed training goes on; null takes none."""
     tracking: Literal["required", "optional"]
