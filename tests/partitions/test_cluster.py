@@ -18,6 +18,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from stages.artifacts.prompts_table import DataParams, find_sources
+from stages.core.split import SplitParams
 from stages.partitions import cluster, parts
 from tests.project import ROOT
 
@@ -159,66 +161,68 @@ def test_a_worker_with_other_code_or_without_the_files_is_refused(
         patch.setattr(cluster, "surroundings", iter([here | {"pyarrow": "1.0"}, here, here]).__next__)
         prepare("data/p.csv", "word", scheduler)
     assert f"a worker has pyarrow {here['pyarrow']}, not 1.0; start it anew" in str(ended.value.code)
-    part = parts.SourcePart(cluster.find_sources(_data(), _split())[0], None)
+    part = parts.SourcePart(find_sources(_data(), _split())[0], None)
     with pytest.raises(cluster.WorkerError, match=r"does not see .*p.csv as it is here"):
         cluster.make_part(list, part, 5, _data(), here)
 
 
-def _data() -> cluster.DataParams:
-    return cluster.DataParams(
+def _data() -> DataParams:
+    return DataParams(
         csv="data/p.csv", files=None, prompt_column="prompt", completion_column="completion", delimiter=None
     )
 
 
-def _split() -> cluster.SplitParams:
-    return cluster.SplitParams(validation=0.0, test=0.0, seed=0, column=None)
+def _split() -> SplitParams:
+    return SplitParams(validation=0.0, test=0.0, seed=0, column=None)
 
 
 @pytest.mark.slow
 def test_a_scheduler_and_two_workers_of_which_one_is_killed(tmp_path: Path) -> None:
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     address = f"tcp://127.0.0.1:{free_port()}"
+    port = address.rpartition(":")[2]
+    (tmp_path / "data").mkdir()
+    rows = "".join(f'"what is {n} of\n{n % 977}, ""then""",{"abc"[n % 3]} {n % 31}\n' for n in range(200_000))
+    (tmp_path / "data/p.csv").write_text("prompt,completion\n" + rows)
 
-    def start(*command: str) -> "subprocess.Popen[bytes]":
+    def start(module: str, *arguments: str) -> "subprocess.Popen[bytes]":
         return subprocess.Popen(
-            [sys.executable, "-m", *command],
-            cwd=ROOT,
-            env=environment,
+            [sys.executable, "-m", f"distributed.cli.{module}", *arguments, "--no-dashboard"],
+            cwd=tmp_path,
+            env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
 
-    (tmp_path / "data").mkdir()
-    rows = "".join(f'"what is {n} of\n{n % 977}, ""then""",{"abc"[n % 3]} {n % 31}\n' for n in range(1_500_000))
-    (tmp_path / "data/p.csv").write_text("prompt,completion\n" + rows)
-    serving = [
-        start(
-            "distributed.cli.dask_scheduler",
-            "--host",
-            "127.0.0.1",
-            "--port",
-            address.rpartition(":")[2],
-            "--no-dashboard",
-        )
-    ]
-    worker = ("distributed.cli.dask_worker", address, "--no-nanny", "--nthreads", "1", "--no-dashboard")
-    serving += [start(*worker), start(*worker)]
+    scheduler = start("dask_scheduler", "--host", "127.0.0.1", "--port", port)
+    workers = [start("dask_worker", address, "--no-nanny", "--nthreads", "1") for _ in range(2)]
+    killed = []
+
+    def track_and_kill(batches: list[object], *, name: str, quiet: bool) -> Iterator[object]:
+        assert len(batches) > 6
+        for number, batch in enumerate(batches):
+            if number == 3 and "build_dataset" in name:
+                assert "2 Dask workers" in name
+                workers[0].kill()
+                killed.append(workers[0].wait())
+            yield batch
+
     try:
-        with working_in(tmp_path):
+        with working_in(tmp_path), pytest.MonkeyPatch.context() as patch:
             alone = prepare("data/p.csv", "bpe", "null")
-            for path in [*Path("data/dataset").iterdir(), Path("data/vocabulary.json")]:
-                path.unlink()
-            parameters = PARAMETERS.replace("CSV", "data/p.csv").replace("TOKENIZER", "bpe")
-            Path("params.yaml").write_text(parameters.replace("DASK", address))
-            for stage in STAGES:
-                running = subprocess.Popen([sys.executable, "-m", f"stages.{stage}"], env=environment)
-                if stage == "build_dataset":
-                    time.sleep(5)
-                    assert running.poll() is None
-                    serving[1].send_signal(signal.SIGKILL)
-                assert running.wait(300) == 0
-            assert hash_of_outputs() == alone
+            patch.setattr(parts, "PART_BYTES", 1 << 20)
+            patch.setattr(cluster, "track", track_and_kill)
+            patch.setattr(cluster, "_SECONDS", 60)  # of a machine that is busy with other tests
+            wait_for_workers(address, 2)
+            assert prepare("data/p.csv", "bpe", address) == alone
+            assert killed == [-signal.SIGKILL]
     finally:
-        for process in serving:
+        for process in (scheduler, *workers):
             process.kill()
             process.wait()
+
+
+def wait_for_workers(address: str, count: int) -> None:
+    from distributed import Client  # noqa: PLC0415
+
+    with Client(address, timeout=120) as client:
+        client.wait_for_workers(count, timeout=120)
