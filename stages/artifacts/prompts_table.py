@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from fnmatch import fnmatch
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -21,7 +22,7 @@ import pydantic
 from stages.artifacts.table_columns import Part, Rows, setting
 from stages.artifacts.table_parquet import read_parquet
 from stages.artifacts.table_text import read_text
-from stages.core.frames import drawn_splits, split_codes
+from stages.core.frames import drawn_splits, split_codes, text_column, text_sizes
 from stages.core.params_model import ParamsModel
 from stages.core.split import SPLITS, Split, SplitParams
 from stages.errors import UserError
@@ -36,6 +37,7 @@ _PART = r"[-_.]?\d+(?:-of-\d+)?"
 _NAMED = re.compile(rf"(?:^|[^a-z0-9])({'|'.join(_SPLIT_OF_NAME)})(?:{_PART})?$", re.IGNORECASE)
 _NUMBERED = re.compile(rf"{_PART}$")
 _NAMED_TABLES = 20  # in a message
+_LARGE_BYTES = 1 << 24
 
 
 def _as_column_name(name: Any) -> Any:
@@ -135,7 +137,16 @@ def read_source(
         reads = read_parquet(source.path, names, None if part is None else range(part.begin, part.end))
     else:
         reads = read_text(source.path, names, data.delimiter, part)
-    return (_frame(source, rows) for rows in reads)
+    return chain.from_iterable(_large_row_alone(_frame(source, rows)) for rows in reads)
+
+
+def _large_row_alone(frame: pa.Table) -> Iterator[pa.Table]:
+    """Yield a frame; one with a very long text in parts, so that choosing among its rows copies none of that."""
+    if len(frame) == 1 or frame.nbytes < _LARGE_BYTES:
+        yield frame
+        return
+    largest = int(np.argmax(text_sizes(text_column(frame, "prompt")) + text_sizes(text_column(frame, "completion"))))
+    yield from filter(len, (frame[:largest], frame[largest : largest + 1], frame[largest + 1 :]))
 
 
 def _frame(source: Source, read: Rows) -> pa.Table:

@@ -190,7 +190,7 @@ class _TextTable(ABC):
         if columns is None:
             rows, after = self.read_records(block, place, self.cells, last=last)
             return to_columns(rows, self.wanted), after
-        lines = int(np.count_nonzero(np.frombuffer(block, np.uint8, end) == ord("\n")))  # a fifth of bytes.count's time
+        lines = len(_positions(block, b"\n", end))  # a fifth of bytes.count's time
         return columns, _Place(place.path, place.row + len(columns["prompt"]), place.line + lines, place.byte + end)
 
     def read_records(
@@ -265,7 +265,7 @@ class _Csv(_TextTable):
         return after
 
     def end_of_records(self, block: bytearray, *, last: bool) -> int:
-        quotes = np.flatnonzero(np.frombuffer(block, np.uint8) == ord('"')) if b'"' in block else np.empty(0, np.int64)
+        quotes = _positions(block, b'"') if b'"' in block else np.empty(0, np.int64)
         if len(quotes) == 0:
             return len(block) if last else block.rfind(b"\n") + 1
         data = np.frombuffer(block, np.uint8)
@@ -277,7 +277,7 @@ class _Csv(_TextTable):
             return -1  # a quote within an unquoted cell, or text after a closing quote
         if last:
             return len(block) if len(quotes) % 2 == 0 else -1
-        line_ends = np.flatnonzero(data == ord("\n"))
+        line_ends = _positions(block, b"\n")
         outside = line_ends[np.searchsorted(quotes, line_ends) % 2 == 0]
         return int(outside[-1]) + 1 if len(outside) else 0
 
@@ -402,6 +402,15 @@ def _cell(value: Any, name: str) -> str:
 
 def _refuse(constant: str) -> None:
     raise ValueError(f"not valid JSON: {constant}")
+
+
+def _positions(block: bytearray, byte: bytes, end: int | None = None) -> npt.NDArray[np.int64]:
+    """Return where a byte stands in a block, before ``end``."""
+    data = np.frombuffer(block, np.uint8)[:end]
+    # In parts, as comparing takes as much memory again.
+    begins = range(0, len(data), _BLOCK_BYTES)
+    found = [begin + np.flatnonzero(data[begin : begin + _BLOCK_BYTES] == ord(byte)) for begin in begins]
+    return found[0] if len(found) == 1 else np.concatenate(found)
 
 
 def _reader(block: bytearray, end: int) -> pa.BufferReader:

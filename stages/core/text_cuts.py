@@ -45,6 +45,17 @@ def cut_pieces(texts: memoryview) -> Iterator[memoryview]:
     yield texts[begin:]
 
 
+def cut_characters(texts: memoryview) -> Iterator[memoryview]:
+    """Cut long text between two characters, for what looks at each by itself."""
+    begin = 0
+    while begin < len(texts):
+        end = begin + _PIECE_BYTES
+        while end < len(texts) and 0x80 <= texts[end] < 0xC0:  # continues a character
+            end += 1
+        yield texts[begin:end]
+        begin = end
+
+
 def distinct_words(texts: memoryview) -> tuple[list[str], npt.NDArray[np.int32]]:
     """Cut text into words as ``split_words`` does, each with a space behind it; see ``_distinct``.
 

@@ -19,7 +19,7 @@ Keys = npt.NDArray[np.int64]
 TextKey = Callable[[bytes], int]
 """A key of 64 bits of a text in UTF-8: ``hash``, which differs between processes (PYTHONHASHSEED), or ``digest_key``."""
 
-_ASCII_SPACES_TO_SPACE = bytes(ord(" ") if byte in b"\t\n\v\f\r\x1c\x1d\x1e\x1f" else byte for byte in range(256))
+_SPACES_TO_SPACE = bytes(ord(" ") if byte in b"\t\n\v\f\r\x1c\x1d\x1e\x1f" else byte for byte in range(256))
 _SPACES = r"[ \x{85}\p{Z}]+"
 _ODD = np.int64(0x2545F4914F6CDD1D)  # so that no two keys become one
 
@@ -55,17 +55,20 @@ def normalise(texts: pa.StringArray) -> pa.StringArray:
     """Return texts in small letters, with one space for all white space between words, and none around them."""
     from pyarrow import compute  # noqa: PLC0415 - takes a while
 
-    data = bytes(text_data(texts))
+    # Few copies are alive at once: a text may be of 60 MB.
+    data = bytes(text_data(texts)).translate(_SPACES_TO_SPACE)
     if data.isascii():
         data, offsets = data.lower(), text_offsets(texts) - text_offsets(texts)[0]
     else:
-        lowered = compute.utf8_lower(texts)
-        data, offsets = bytes(text_data(lowered)), text_offsets(lowered) - text_offsets(lowered)[0]
-    data = data.translate(_ASCII_SPACES_TO_SPACE)
+        texts = compute.utf8_lower(texts)
+        data, offsets = (
+            bytes(text_data(texts)).translate(_SPACES_TO_SPACE),
+            text_offsets(texts) - text_offsets(texts)[0],
+        )
     texts = pa.StringArray.from_buffers(len(texts), pa.py_buffer(offsets), pa.py_buffer(data))
     there = np.diff(offsets) > 0
     edges = np.concatenate([offsets[:-1][there], offsets[1:][there] - 1])
-    spaces = np.frombuffer(data, np.uint8) == ord(" ")
-    if has_unicode_space(data) or spaces[edges].any() or (spaces[1:] & spaces[:-1]).any():
+    at_edges = np.frombuffer(data, np.uint8)[edges] == ord(" ")
+    if has_unicode_space(data) or at_edges.any() or b"  " in data:
         texts = compute.utf8_trim(compute.replace_substring_regex(texts, _SPACES, " "), " ")
     return texts

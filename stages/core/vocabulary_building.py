@@ -21,6 +21,8 @@ from stages.core.text_cuts import (
     CODE_POINTS,
     END,
     FIRST_NOT_ASCII,
+    cut_characters,
+    cut_pieces,
     distinct_chunks,
     distinct_words,
     split_words,
@@ -82,15 +84,18 @@ def find_pieces(parameters: VocabularyParams, frames: Iterable[Frame]) -> Pieces
     seen = np.zeros(CODE_POINTS, np.bool_)
     for frame in frames:
         if parameters.tokenizer == "bpe":
-            distinct, indices = distinct_chunks(joined_texts(frame, END))
-            chunks.update(dict(zip(distinct, np.bincount(indices, minlength=len(distinct)).tolist(), strict=True)))
+            for text in cut_pieces(joined_texts(frame, END)):
+                distinct, indices = distinct_chunks(text)
+                chunks.update(dict(zip(distinct, np.bincount(indices, minlength=len(distinct)).tolist(), strict=True)))
         elif parameters.tokenizer == "word":
-            words, _ = distinct_words(joined_texts(frame, " "))
-            if not {f"{word} " for word in reserved}.isdisjoint(words):
-                find_unusable_text(frame, lambda text: refuse_words(split_words(text), reserved))
-            pieces |= dict.fromkeys(words, 0)
+            for text in cut_pieces(joined_texts(frame, " ")):
+                words, _ = distinct_words(text)
+                if not {f"{word} " for word in reserved}.isdisjoint(words):
+                    find_unusable_text(frame, lambda text: refuse_words(split_words(text), reserved))
+                pieces |= dict.fromkeys(words, 0)
         elif _has_new_characters(frame, seen):
-            pieces |= dict.fromkeys(_new_characters(str(joined_texts(frame, ""), "utf-8"), seen), 0)
+            for text in cut_characters(joined_texts(frame, "")):
+                pieces |= dict.fromkeys(_new_characters(str(text, "utf-8"), seen), 0)
     return pieces or chunks
 
 
@@ -130,9 +135,10 @@ def _has_new_characters(frame: Frame, seen: npt.NDArray[np.bool_]) -> bool:
     """Return whether a frame has characters that are not ``seen`` [code points]; ASCII is sorted out as bytes."""
     known = bytes(np.flatnonzero(seen[:FIRST_NOT_ASCII]).tolist())
     for name in ("prompt", "completion"):
-        left = bytes(text_data(text_column(frame, name))).translate(None, known)
-        if left and not seen.take(to_code_points(left.decode())).all():
-            return True
+        for text in cut_characters(text_data(text_column(frame, name))):
+            left = bytes(text).translate(None, known)
+            if left and not seen.take(to_code_points(left.decode())).all():
+                return True
     return False
 
 

@@ -25,9 +25,12 @@ from stages.errors import UserError
 from stages.partitions.engine_params import LOCAL
 from stages.partitions.parts import Range, RangeFacts, SourcePart, find_parts, scan_range
 
+LOG = logging.getLogger(__name__)
+
 Result = TypeVar("Result")
 
 _SECONDS = 10  # until a scheduler, and a worker of it, must answer
+_PATIENCE = 60  # seconds without a result, after which it is looked whether there are workers
 _AHEAD = 3  # parts for each thread that are in work or wait to be taken, so that memory is bounded
 _LIBRARIES = ("numpy", "pyarrow", "tokenizers", "tiktoken")  # whose versions can change what is made of rows
 _CODE = ("artifacts", "core", "partitions")
@@ -82,9 +85,21 @@ def _in_order(client: Any, tasks: Iterable[tuple[Any, ...]], ahead: int) -> Iter
     for task in tasks:
         waiting.append(client.submit(make_part, *task, pure=False))
         if len(waiting) == ahead:
-            yield waiting.popleft().result()
+            yield _result(client, waiting.popleft())
     while waiting:
-        yield waiting.popleft().result()
+        yield _result(client, waiting.popleft())
+
+
+def _result(client: Any, future: Any) -> MadePart[Any]:
+    """Wait for a result as long as there are workers."""
+    while True:
+        try:
+            made: MadePart[Any] = future.result(timeout=_PATIENCE)
+        except TimeoutError:
+            if not client.nthreads():
+                raise WorkerError("all workers are gone; start some, and type the same again") from None
+        else:
+            return made
 
 
 def _itself(make: Any) -> Any:
@@ -153,7 +168,9 @@ def _open_client(address: str) -> Iterator[Any]:
         raise UserError(
             "params.yaml: runtime.dask: Dask is not installed; type: pip install 'distributed>=2026.8'"
         ) from None
-    logging.getLogger("distributed").setLevel(logging.CRITICAL)  # what goes wrong comes as an error
+    if not LOG.isEnabledFor(logging.INFO):
+        for name in [name for name in logging.root.manager.loggerDict if name.startswith("distributed")]:
+            logging.getLogger(name).setLevel(logging.CRITICAL)  # what goes wrong comes as an error
     if address == LOCAL:
         with (
             LocalCluster(
@@ -197,8 +214,8 @@ def _errors_explained(address: str) -> Iterator[None]:
         raise UserError(
             f"{where}: workers ended again and again on one part ({error}); give them more memory"
         ) from None
-    except (CancelledError, CommClosedError) as error:
-        raise UserError(f"{where}: the scheduler is gone ({error}); start it anew and type the same again") from None
+    except (CancelledError, CommClosedError):
+        raise UserError(f"{where}: the scheduler is gone; start it anew and type the same again") from None
     except ImportError as error:
         raise UserError(
             f"{where}: a worker or the scheduler cannot import the project ({error}); start both in its folder, with PYTHONPATH=."
