@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -37,16 +38,20 @@ FIGURES = (Path("metrics/evaluate.json"), Path("metrics/train.json"))
 
 @dataclass(frozen=True)
 class Format:
-    """A kind of export: how it is written, and what opens it."""
+    """A kind of export: how it is written, and what opens it, in every way that it is run."""
 
     write: Callable[[Path, SavedModel, Vocabulary], None]
-    open: Callable[[Path, Vocabulary], Engine]
+    engines: tuple[Callable[[Path, Vocabulary], Engine], ...]
+
+    def open(self, folder: Path, vocabulary: Vocabulary) -> list[Engine]:
+        """Return the engine, with the folder opened, for each way."""
+        return [engine(folder, vocabulary) for engine in self.engines]
 
 
 FORMATS = {
-    "huggingface": Format(write_huggingface, Transformers),
-    "gguf": Format(write_gguf, LlamaCpp),
-    "onnx": Format(write_onnx, OnnxRuntime),
+    "huggingface": Format(write_huggingface, (Transformers,)),
+    "gguf": Format(write_gguf, (LlamaCpp,)),
+    "onnx": Format(write_onnx, (OnnxRuntime, partial(OnnxRuntime, cached=False))),
 }
 
 
@@ -112,9 +117,9 @@ def export(
     FORMATS[name].write(folder, model, vocabulary)
     proof = None
     if check:
-        engine = FORMATS[name].open(folder, vocabulary)
+        engines = FORMATS[name].open(folder, vocabulary)
         proof = prove(
-            engine, model, vocabulary, questions, export=name, fingerprint=provenance.fingerprint, split=split
+            engines, model, vocabulary, questions, export=name, fingerprint=provenance.fingerprint, split=split
         )
         if not proof.holds:
             raise UserError(
@@ -122,7 +127,7 @@ def export(
             )
         write_json(folder / PROOF_FILE, proof.model_dump())
     prompt = vocabulary.decode(questions[0].prompt) if questions else ""
-    card = model_card(name, model, provenance, metrics, prompt, proof)
+    card = model_card(name, model, vocabulary.eos_id, provenance, metrics, prompt, proof)
     (folder / CARD_FILE).write_text(card, encoding="utf-8")
     return proof
 

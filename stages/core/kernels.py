@@ -156,9 +156,9 @@ def fused_attention(queries: Tensor, keys: Tensor, values: Tensor, attention_mas
 
     Args:
         queries: [B, N, T, H].
-        keys: [B, K, S, H]; S = T, or T = 1.
+        keys: [B, K, S, H]; without a mask S = T, or T = 1.
         values: [B, K, S, H].
-        attention_mask: bool [B, 1, T, S]: which tokens are attended to; None: every token up to the query's own.
+        attention_mask: bool [B, 1, T, S] or [T, S]: which tokens are attended to; None: every token up to the query's own.
 
     Returns:
         the context, [B, N, T, H].

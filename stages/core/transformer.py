@@ -392,7 +392,7 @@ class Transformer(nn.Module):
 
         Args:
             input_ids: int64 [B, T], T at most context_length.
-            positions: the tokens' places, a slice or int64 [B, 1]; None: 0 to T - 1.
+            positions: the tokens' places, a slice or int64 [T] or, where rows differ, [B, 1]; None: 0 to T - 1.
             attends: for each layer, what computes its attention; None: the fastest way on this device.
 
         Raises:

@@ -33,22 +33,34 @@ curl -s http://127.0.0.1:8080/v1/completions -d '{"prompt": PROMPT, "max_tokens"
 ```python
 import numpy as np, onnxruntime, tokenizers
 
-session = onnxruntime.InferenceSession("model.onnx")
-token_ids = tokenizers.Tokenizer.from_file("tokenizer.json").encode(PROMPT).ids
-logits = session.run(["logits"], {"input_ids": np.array([token_ids])})[0]  # [1, tokens, vocabulary]; append the argmax, run again
+session, tokenizer = onnxruntime.InferenceSession("model.onnx"), tokenizers.Tokenizer.from_file("tokenizer.json")
+empty = {each.name: np.zeros((1, each.shape[1], 0, each.shape[3]), np.float32) for each in session.get_inputs()[1:]}
+token_ids, cache, chosen = np.array([tokenizer.encode(PROMPT).ids]), empty, []
+while len(chosen) < TOKENS and chosen[-1:] != [EOS_ID]:
+    logits, *present = session.run(None, {"input_ids": token_ids, **cache})  # logits: [1, tokens, vocabulary]
+    token_ids, cache = logits[:, -1:].argmax(axis=-1), dict(zip(empty, present))
+    chosen.append(int(token_ids[0, 0]))
+print(tokenizer.decode(chosen))
 ```
 """,
 }
 
 
 def model_card(
-    export: str, model: SavedModel, provenance: Provenance, metrics: Mapping[str, Any], prompt: str, proof: Proof | None
+    export: str,
+    model: SavedModel,
+    eos_id: int,
+    provenance: Provenance,
+    metrics: Mapping[str, Any],
+    prompt: str,
+    proof: Proof | None,
 ) -> str:
     """Write the card.
 
     Args:
         export: the kind of export, a key of HOW_TO_ASK.
         model: what was exported.
+        eos_id: the token that ends its completions.
         provenance: what it was made from.
         metrics: its figures, by name.
         prompt: an example of what it is asked.
@@ -57,7 +69,10 @@ def model_card(
     config = model.network.config
     parameters = sum(parameter.numel() for parameter in model.network.parameters())
     ends = "is ended by `<EOS>`, as in training" if model.prompts_end_with_eos else "is a text to be continued"
-    usage = HOW_TO_ASK[export].replace("PROMPT", json.dumps(prompt)).replace("TOKENS", str(config.context_length // 2))
+    values = {"EOS_ID": str(eos_id), "TOKENS": str(config.context_length // 2), "PROMPT": json.dumps(prompt)}
+    usage = HOW_TO_ASK[export]
+    for name, value in values.items():
+        usage = usage.replace(name, value)
     figures = "".join(f"| {name} | {value} |\n" for name, value in metrics.items())
     data = {path: digest for path, digest in provenance.dependencies.items() if not path.endswith(".py")}
     return f"""\

@@ -1,10 +1,13 @@
-"""The model as model.onnx: token ids in, logits out, with any number of rows and any length up to the context.
+"""The model as model.onnx: token ids in, logits out, with a cache of keys and values or without one.
 
-Shapes: B batch, T tokens, V vocabulary size.
+The number of rows and of tokens is free, up to the context. Inputs and outputs are named as Hugging Face's Optimum names
+them: each layer's ``past_key_values`` come in, ``present`` ones go out, longer by the new tokens. Empty past ones are no cache.
+Shapes: B batch, T new tokens, P past tokens, S = P + T, V vocabulary size, K heads of keys and values, H head_dim.
 """
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,6 +15,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
+from stages.core.kernels import fused_attention
 from stages.exports.engines import cut_at_eos, named, require
 from stages.exports.huggingface import tokenizer_with_ending
 
@@ -37,14 +41,19 @@ def write_onnx(folder: Path, model: SavedModel, vocabulary: Vocabulary) -> None:
     """
     require("onnxscript", "to write for ONNX Runtime")
     folder.mkdir(parents=True, exist_ok=True)
-    network = _Explicit(model.network).eval()
-    longest = model.network.config.context_length
-    example = torch.zeros(2, min(longest, 3), dtype=torch.int64)
-    sizes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("length", max=longest)}
+    config = model.network.config
+    past = [torch.zeros(2, config.key_value_heads, 2, config.head_dim) for _ in range(2 * config.n_layers)]
+    example = torch.zeros(2, min(config.context_length, 3), dtype=torch.int64)
+    batch = torch.export.Dim("batch")
+    length = torch.export.Dim("length", max=config.context_length)
+    past_sizes = {0: batch, 2: torch.export.Dim("past")}
+    names = [f"{layer}.{kind}" for layer in range(config.n_layers) for kind in ("key", "value")]
     with torch.no_grad():
         program = torch.onnx.export(
-            network, (example,), dynamo=True, input_names=[INPUT], output_names=[OUTPUT], dynamic_shapes=(sizes,),
-            verbose=False,
+            _WithCache(model.network).eval(), (example, past), dynamo=True, verbose=False,
+            input_names=[INPUT, *(f"past_key_values.{name}" for name in names)],
+            output_names=[OUTPUT, *(f"present.{name}" for name in names)],
+            dynamic_shapes=({0: batch, 1: length}, [past_sizes] * len(past)),
         )  # fmt: skip
     if program is None:
         raise RuntimeError("torch.onnx.export returned nothing")
@@ -54,24 +63,36 @@ def write_onnx(folder: Path, model: SavedModel, vocabulary: Vocabulary) -> None:
     tokenizer_with_ending(model, vocabulary).save(str(folder / TOKENIZER_FILE))
 
 
-class _Explicit(nn.Module):
-    """A network that attends step by step: torch's fused operation asks for the length, which is to stay open."""
+class _WithCache(nn.Module):
+    """A network whose keys and values come in and go out, as a file keeps nothing between two calls."""
 
     def __init__(self, network: Transformer) -> None:
         super().__init__()
         self.network = network
 
-    def forward(self, input_ids: Tensor) -> Tensor:
-        """Map [B, T] to [B, T, V]."""
-        attends = [_attend_explicitly] * self.network.config.n_layers
-        logits: Tensor = self.network.output(self.network.hidden_states(input_ids, attends=attends))
-        return logits
+    def forward(self, input_ids: Tensor, past: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Map [B, T], and each layer's keys and values [B, K, P, H], to [B, T, V] and those of all tokens, [B, K, S, H]."""
+        start = past[0].shape[2]
+        positions = torch.arange(start + input_ids.shape[1])  # [S]
+        new = positions[start:]  # [T]
+        attention_mask = positions <= new[:, None]  # [T, S]
+        present: list[Tensor] = []
+
+        def attend(
+            layer: int, _definition: Definition, queries: Tensor, keys: Tensor, values: Tensor, _dropout: Dropout
+        ) -> Tensor:
+            keys = torch.cat((past[2 * layer], keys), dim=2)
+            values = torch.cat((past[2 * layer + 1], values), dim=2)
+            present.extend((keys, values))
+            return fused_attention(queries, keys, values, attention_mask)
+
+        attends = [partial(attend, layer) for layer in range(self.network.config.n_layers)]
+        logits: Tensor = self.network.output(self.network.hidden_states(input_ids, new, attends))
+        return (logits, *present)
 
 
-def _attend_explicitly(
-    definition: Definition, queries: Tensor, keys: Tensor, values: Tensor, dropout: Dropout
-) -> Tensor:
-    return definition(queries, keys, values, dropout)[0]
+Cache = dict[str, np.ndarray]
+"""Keys and values, [B, K, P, H], by the names of the inputs that take them."""
 
 
 class OnnxRuntime:
@@ -80,14 +101,20 @@ class OnnxRuntime:
     tolerance = 1e-3
     spare = 0
 
-    def __init__(self, folder: Path, vocabulary: Vocabulary) -> None:
+    def __init__(self, folder: Path, vocabulary: Vocabulary, *, cached: bool = True) -> None:
         """Open model.onnx and tokenizer.json.
+
+        Args:
+            folder: where they are.
+            vocabulary: of the model.
+            cached: whether each token is read once, or all of a text for each new token.
 
         Raises:
             UserError: onnxruntime is not installed.
         """
         onnxruntime = require("onnxruntime", "to check a file for ONNX Runtime")
-        self.name = named("onnxruntime")
+        self.name = f"{named('onnxruntime')} {'with' if cached else 'without'} a cache"
+        self._cached = cached
         self._eos_id = vocabulary.eos_id
         self._session = onnxruntime.InferenceSession(folder / ONNX_FILE, providers=["CPUExecutionProvider"])
         self._tokenizer = Tokenizer.from_file(str(folder / TOKENIZER_FILE))
@@ -98,21 +125,32 @@ class OnnxRuntime:
         return list(self._tokenizer.encode(text).ids)
 
     def logits(self, token_ids: Sequence[int]) -> Tensor:
-        """Return [T, V]."""
-        return torch.from_numpy(self._run(np.array([token_ids]))[0])
+        """Return [T, V]; with a cache the second half of a text is read after the first."""
+        cache, logits = self._empty_cache(1), []
+        half = (len(token_ids) + 1) // 2 if self._cached else len(token_ids)
+        for part in filter(None, (token_ids[:half], token_ids[half:])):
+            some, cache = self._run(np.array([part]), cache)
+            logits.append(torch.from_numpy(some[0]))
+        return torch.cat(logits)
 
     def complete(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[list[int]]:
-        """Complete prompts of one length; each step reads everything before it."""
-        input_ids = np.array(prompts)
+        """Complete prompts of one length."""
+        input_ids = unread = np.array(prompts)
         start = input_ids.shape[1]
+        empty = cache = self._empty_cache(len(prompts))
         for _ in range(max_new_tokens):
-            chosen = self._run(input_ids)[:, -1].argmax(axis=-1)
-            input_ids = np.concatenate((input_ids, chosen[:, None]), axis=1)
+            logits, cache = self._run(unread, cache) if self._cached else self._run(input_ids, empty)
+            unread = logits[:, -1:].argmax(axis=-1)  # [B, 1]
+            input_ids = np.concatenate((input_ids, unread), axis=1)
             if (input_ids[:, start:] == self._eos_id).any(axis=1).all():
                 break
         return [cut_at_eos(row, self._eos_id) for row in input_ids[:, start:]]
 
-    def _run(self, input_ids: np.ndarray) -> np.ndarray:
-        """Map [B, T] to [B, T, V]."""
-        logits: np.ndarray = self._session.run([OUTPUT], {INPUT: input_ids.astype(np.int64)})[0]
-        return logits
+    def _empty_cache(self, rows: int) -> Cache:
+        inputs = self._session.get_inputs()[1:]
+        return {each.name: np.zeros((rows, each.shape[1], 0, each.shape[3]), np.float32) for each in inputs}
+
+    def _run(self, input_ids: np.ndarray, past: Cache) -> tuple[np.ndarray, Cache]:
+        """Map [B, T] to [B, T, V], and the cache to a longer one."""
+        logits, *present = self._session.run(None, {INPUT: input_ids.astype(np.int64), **past})
+        return logits, dict(zip(past, present, strict=True))

@@ -44,13 +44,14 @@ class Proof(pydantic.BaseModel):
 
     export: str
     engine: str
+    """Its version and, where it was run in two ways, both."""
     model: str
     """The fingerprint of the training."""
     split: str
     rows: int
     """Prompts that were completed greedily by both."""
     equal_completions: int
-    """How many completions are the same, token for token."""
+    """How many completions are the same, token for token, in every way that the engine was run."""
     tied_completions: int
     """How many part where two tokens are as likely as each other, within the tolerance."""
     encoded_prompts: int
@@ -91,7 +92,7 @@ def ask_split(examples: Examples, context_length: int) -> list[Question]:
 
 
 def prove(
-    engine: Engine,
+    engines: Sequence[Engine],
     model: SavedModel,
     vocabulary: Vocabulary,
     questions: Sequence[Question],
@@ -100,42 +101,64 @@ def prove(
     fingerprint: str,
     split: str,
 ) -> Proof:
-    """Complete, encode and score the same prompts with both; the result says whether they agree."""
+    """Complete, encode and score the same prompts with the model and an engine; the result says whether they agree.
+
+    Args:
+        engines: the engine in every way that it is run, such as with a cache and without.
+        model: the original.
+        vocabulary: its vocabulary.
+        questions: the prompts.
+        export: the kind of export.
+        fingerprint: the training's.
+        split: where the prompts are from.
+    """
     ours = complete(model.network, questions, vocabulary.eos_id)
-    theirs: dict[int, list[int]] = {}
+    answers = [(engine, complete_by(engine, questions)) for engine in engines]
+    different = [
+        [(engine, theirs[number]) for engine, theirs in answers if theirs[number] != ours[number]]
+        for number in range(len(questions))
+    ]
+    tied = sum(
+        bool(parting)
+        and all(_is_tie(model.network, question.prompt, own, theirs, engine.tolerance) for engine, theirs in parting)
+        for question, own, parting in zip(questions, ours, different, strict=True)
+    )
+    texts = [[*questions[number].prompt, *ours[number]] for number in spread(len(questions), MOST_TEXTS)]
+    differences = [
+        _differences(model.network, engine, text[: model.network.config.context_length - engine.spare])
+        for engine in engines
+        for text in texts
+    ]
+    encodings = [_encodes_alike(engines[0], model, vocabulary, question.prompt) for question in questions]
+    return Proof(
+        export=export,
+        engine=", ".join(engine.name for engine in engines),
+        model=fingerprint,
+        split=split,
+        rows=len(questions),
+        equal_completions=different.count([]),
+        tied_completions=tied,
+        encoded_prompts=len([alike for alike in encodings if alike is not None]),
+        equal_encodings=encodings.count(True),
+        compared_positions=sum(len(difference) for difference in differences),
+        largest_difference=max((float(difference.max()) for difference in differences), default=0.0),
+        tolerance=max(engine.tolerance for engine in engines),
+    )
+
+
+def complete_by(engine: Engine, questions: Sequence[Question]) -> list[list[int]]:
+    """Return an engine's greedy completions; prompts of one length are completed in batches."""
+    completions: list[list[int]] = [[] for _ in questions]
     alike: dict[tuple[int, int], list[int]] = defaultdict(list)
     for number, question in enumerate(questions):
         alike[len(question.prompt), question.max_new_tokens].append(number)
     for (_, max_new_tokens), numbers in alike.items():
         for first in range(0, len(numbers), BATCH_SIZE):
             batch = numbers[first : first + BATCH_SIZE]
-            completions = engine.complete([questions[number].prompt for number in batch], max_new_tokens)
-            theirs |= zip(batch, completions, strict=True)
-    different = [number for number in theirs if theirs[number] != ours[number]]
-    tied = sum(
-        _is_tie(model.network, questions[number].prompt, ours[number], theirs[number], engine.tolerance)
-        for number in different
-    )
-    texts = [[*questions[number].prompt, *ours[number]] for number in spread(len(questions), MOST_TEXTS)]
-    differences = [
-        _differences(model.network, engine, text[: model.network.config.context_length - engine.spare])
-        for text in texts
-    ]
-    encodings = [_encodes_alike(engine, model, vocabulary, question.prompt) for question in questions]
-    return Proof(
-        export=export,
-        engine=engine.name,
-        model=fingerprint,
-        split=split,
-        rows=len(questions),
-        equal_completions=len(questions) - len(different),
-        tied_completions=tied,
-        encoded_prompts=len([alike for alike in encodings if alike is not None]),
-        equal_encodings=encodings.count(True),
-        compared_positions=sum(len(difference) for difference in differences),
-        largest_difference=max((float(difference.max()) for difference in differences), default=0.0),
-        tolerance=engine.tolerance,
-    )
+            answers = engine.complete([questions[number].prompt for number in batch], max_new_tokens)
+            for number, answer in zip(batch, answers, strict=True):
+                completions[number] = answer
+    return completions
 
 
 def complete(network: Transformer, questions: Sequence[Question], eos_id: int) -> list[list[int]]:

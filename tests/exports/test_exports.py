@@ -3,26 +3,28 @@
 import json
 import random
 import urllib.request
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from stages.artifacts.provenance_json import Provenance
 from stages.commands.export import FORMATS, describe, refuse_used_folder
+from stages.core.generation import generate
 from stages.core.language_model import LanguageModel
 from stages.core.saved_model import SavedModel
 from stages.core.vocabulary import Vocabulary, VocabularyParams
 from stages.core.vocabulary_building import build_vocabulary
 from stages.errors import UserError
-from stages.exports import engines
+from stages.exports.engines import require
 from stages.exports.llama_cpp import write_gguf
 from stages.exports.model_card import model_card
-from stages.exports.onnx_runtime import OnnxRuntime, write_onnx
+from stages.exports.onnx_runtime import write_onnx
 from stages.exports.proof import Proof, Question, prove
 from stages.exports.twins import find_twin
 from tests.frames import frame_of_texts
@@ -86,9 +88,9 @@ def questions(model: SavedModel, vocabulary: Vocabulary) -> list[Question]:
 
 def export_and_prove(name: str, folder: Path, model: SavedModel, vocabulary: Vocabulary) -> Proof:
     FORMATS[name].write(folder, model, vocabulary)
-    engine = FORMATS[name].open(folder, vocabulary)
+    engines = FORMATS[name].open(folder, vocabulary)
     asked = questions(model, vocabulary)
-    return prove(engine, model, vocabulary, asked, export=name, fingerprint="0" * 16, split="test")
+    return prove(engines, model, vocabulary, asked, export=name, fingerprint="0" * 16, split="test")
 
 
 def check(name: str, shape: dict[str, Any], tokenizer: str, *, ends_with_eos: bool) -> None:
@@ -129,11 +131,19 @@ def test_llama_cpp_computes_the_same(twin: str, data: st.DataObject, tokenizer: 
     check("gguf", shape, tokenizer, ends_with_eos=ends_with_eos)
 
 
+TOY = {
+    "positions": "sinusoidal", "norm": "none", "feed_forward": "none", "qk_norm": False, "bias": False,
+    "output_bias": True, "output_projection": False, "tie_embeddings": False, "n_kv_heads": None,
+}  # fmt: skip
+
+
 @settings(max_examples=2)  # torch takes seconds for each
+@example(shape=TOY, tokenizer="word", ends_with_eos=True)
 @given(shape=SHAPES, tokenizer=st.sampled_from(list(VOCABULARIES)), ends_with_eos=st.booleans())
 def test_onnx_runtime_computes_the_same_for_every_model(
     shape: dict[str, Any], tokenizer: str, ends_with_eos: bool
 ) -> None:
+    """With a cache and without one."""
     pytest.importorskip("onnxscript")
     check("onnx", shape, tokenizer, ends_with_eos=ends_with_eos)
 
@@ -196,8 +206,8 @@ def test_llama_cpp_reads_a_text_as_long_as_the_context(shape: dict[str, Any], tm
     write_gguf(tmp_path, model, vocabulary)
     token_ids = torch.randint(vocabulary.size - 1, (CONTEXT - 1,), generator=torch.Generator().manual_seed(1))
     whole = [Question(tuple(token_ids.tolist()), 1)]  # with its completion as long as the context
-    engine = FORMATS["gguf"].open(tmp_path, vocabulary)
-    proof = prove(engine, model, vocabulary, whole, export="gguf", fingerprint="0" * 16, split="test")
+    engines = FORMATS["gguf"].open(tmp_path, vocabulary)
+    proof = prove(engines, model, vocabulary, whole, export="gguf", fingerprint="0" * 16, split="test")
     assert proof.equal_completions == proof.compared_positions == 1
     assert proof.largest_difference < proof.tolerance
 
@@ -238,12 +248,47 @@ def test_a_proof_of_other_weights_does_not_hold(tmp_path: Path) -> None:
     write_onnx(tmp_path, model, vocabulary)
     with torch.no_grad():
         dict(model.network.named_parameters())["final_norm.weight"].mul_(1.1)
-    engine = OnnxRuntime(tmp_path, vocabulary)
+    engines = FORMATS["onnx"].open(tmp_path, vocabulary)
     proof = prove(
-        engine, model, vocabulary, questions(model, vocabulary), export="onnx", fingerprint="f" * 16, split="test"
+        engines, model, vocabulary, questions(model, vocabulary), export="onnx", fingerprint="f" * 16, split="test"
     )
     assert not proof.holds
     assert proof.largest_difference > proof.tolerance
+
+
+def test_a_proof_of_other_answers_in_one_of_two_ways_does_not_hold(tmp_path: Path) -> None:
+    """Such as with a cache alone. The engines here are the model itself, and one that forgets half of a prompt."""
+    vocabulary = VOCABULARIES["character"]
+    model = random_model(LLAMA, vocabulary)
+    asked = questions(model, vocabulary)
+
+    class Ours:
+        name, tolerance, spare = "ours", 1e-3, 0
+        start = 0
+
+        def encode(self, text: str) -> list[int]:
+            return model.prompt_ids(vocabulary.encode(text), vocabulary.eos_id)
+
+        @torch.inference_mode()
+        def logits(self, token_ids: Sequence[int]) -> torch.Tensor:
+            logits: torch.Tensor = model.network(torch.tensor([token_ids]))[0]
+            return logits
+
+        def complete(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[list[int]]:
+            read = [prompt[self.start * len(prompt) // 2 :] for prompt in prompts]
+            return list(generate(model.network, read, vocabulary.eos_id, max_new_tokens))
+
+    class Forgetful(Ours):
+        name, start = "forgetful", 1
+
+    def proof(*engines: Ours) -> Proof:
+        return prove(engines, model, vocabulary, asked, export="onnx", fingerprint="f" * 16, split="test")
+
+    assert proof(Ours()).holds
+    assert proof(Ours(), Ours()).equal_completions == len(asked)
+    assert not proof(Ours(), Forgetful()).holds
+    assert proof(Ours(), Forgetful()).equal_completions == proof(Forgetful()).equal_completions < len(asked)
+    assert proof(Ours(), Forgetful()).engine == "ours, forgetful"
 
 
 def test_the_same_model_gives_the_same_bytes(tmp_path: Path) -> None:
@@ -271,7 +316,7 @@ def test_an_export_never_deletes_a_folder(tmp_path: Path) -> None:
 
 def test_an_engine_that_is_not_installed_is_named_with_the_fix(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match=r"absent_engine is needed to try, and cannot be imported .*pip install"):
-        engines.require("absent_engine", "to try")
+        require("absent_engine", "to try")
 
 
 def test_the_card_says_what_the_model_was_made_from() -> None:
@@ -286,7 +331,7 @@ def test_the_card_says_what_the_model_was_made_from() -> None:
         tolerance=1e-3,
     )  # fmt: skip
     for name in FORMATS:
-        card = model_card(name, model, provenance, {"loss": 1.25}, 'say "a"', proof)
+        card = model_card(name, model, 4, provenance, {"loss": 1.25}, 'say "a"', proof)
         for text in (
             "0123456789abcdef",
             "d41d",
@@ -299,5 +344,5 @@ def test_the_card_says_what_the_model_was_made_from() -> None:
             assert text.lower() in card.lower(), text
         assert "stages/train.py" not in card
         assert '"say \\"a\\""' in card
-    assert "not checked" in model_card("onnx", model, provenance, {}, "", None)
+    assert "not checked" in model_card("onnx", model, 4, provenance, {}, "", None)
     assert "7 of 7" in describe(Path("x"), proof)
