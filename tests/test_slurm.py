@@ -154,31 +154,3 @@ def test_a_mistake_ends_the_job_and_is_not_tried_again(cluster: Cluster, project
     job = cluster.run("sbatch", "--parsable", "deploy/train.sbatch", cwd=project.folder)
     assert cluster.wait(job, restarts=0)["JobState"] == "FAILED"
     assert "question" in (project.folder / f"slurm-{job}.out").read_text()
-
-
-def test_a_sweep_as_a_job_array_loses_none_and_has_none_twice(
-    cluster: Cluster, trained: Project, tmp_path: Path
-) -> None:
-    origin = tmp_path / "origin.git"
-    trained.run("git", "init", "--quiet", "--bare", "--initial-branch=main", str(origin))
-    trained.run("git", "remote", "add", "origin", str(origin))
-    trained.run("dvc", "remote", "add", "--default", "storage", str(tmp_path / "storage"))
-    trained.run("git", "commit", "--quiet", "--message", "Add a remote", ".dvc/config")
-    trained.run("git", "push", "--quiet", "origin", "main")
-    trained.run("dvc", "push")
-    submitting = tmp_path / "submitting"
-    trained.run("git", "clone", "--quiet", str(origin), str(submitting))
-    (submitting / ".venv").symlink_to(sys.prefix)
-    rates = ["0.02", "0.03", "0.05", "0.07"]
-    (submitting / "sweep.txt").write_text("".join(f"train.learning_rate={rate} train.seed=7\n" for rate in rates))
-    submitted = ("sbatch", "--parsable", "--wait", f"--array=1-{len(rates)}", "deploy/sweep.sbatch", "sweep.txt")
-    cluster.run(*submitted, cwd=submitting)
-    listed = trained.run("dvc", "exp", "list", "origin", "--name-only").stdout.split()
-    assert sorted(listed) == [f"sweep-{number}" for number in range(1, len(rates) + 1)]
-    taker = Project(tmp_path / "taker")
-    trained.run("git", "clone", "--quiet", str(origin), str(taker.folder))
-    for number, rate in enumerate(rates, start=1):
-        taker.run("dvc", "exp", "pull", "origin", f"sweep-{number}")
-        taker.run("dvc", "exp", "apply", f"sweep-{number}")
-        assert f"learning_rate: {rate}\n" in (taker.folder / "params.yaml").read_text(encoding="utf-8")
-        assert taker.stages_run("repro") == []
