@@ -12,12 +12,9 @@ from benchmarks.ladder import KEPT, read_trials, rungs, try_rung
 from benchmarks.loss import at_once, measure
 from benchmarks.measuring import Options
 from benchmarks.peers import Shape, of_transformers
-<<<<<<< HEAD
-from benchmarks.tasks import read_task
-=======
 from benchmarks.preparation import STAGES
 from benchmarks.preparation_memory import peak_megabytes, write_shape
->>>>>>> dec6857 (Bound the memory of a large cell; name lost schedulers and workers in one line; Dask and memory in the docs)
+from benchmarks.tasks import read_task
 from benchmarks.time_to_loss import begin_ours, begin_theirs, read_texts, train
 from benchmarks.training import loss_from_logits
 from benchmarks.training import measure as measure_training
@@ -96,7 +93,6 @@ def test_a_rung_of_the_ladder_is_trained_for_some_seconds(tmp_path: Path) -> Non
             assert 0 <= figures[0] < 5
 
 
-<<<<<<< HEAD
 def test_each_learning_rate_is_tried_at_a_width(tmp_path: Path) -> None:
     text = tmp_path / "input.txt"
     text.write_text(TEXT, encoding="utf-8")
@@ -104,7 +100,8 @@ def test_each_learning_rate_is_tried_at_a_width(tmp_path: Path) -> None:
     losses = losses_of_width(read_task("characters", csv=tmp_path / "text.csv"), d_model=32, steps=8)
     assert len(set(losses)) == len(RATES)
     assert max(losses) < 5
-=======
+
+
 @pytest.mark.parametrize("shape", ["short rows", "quoted paragraphs"])
 def test_preparation_takes_no_more_memory_for_a_larger_table(tmp_path: Path, shape: str) -> None:
     table = tmp_path / "data/prompts.csv"
@@ -117,4 +114,3 @@ def test_preparation_takes_no_more_memory_for_a_larger_table(tmp_path: Path, sha
         peaks.append(peak_megabytes(tmp_path, "character", held_out=0.1))
     for stage in STAGES:
         assert peaks[1][stage] - peaks[0][stage] < 12, peaks  # of 24 MB more
->>>>>>> dec6857 (Bound the memory of a large cell; name lost schedulers and workers in one line; Dask and memory in the docs)
