@@ -24,6 +24,18 @@ def check_tracked(path: Path, folder: Path, key: str) -> None:
         raise UserError(
             f"params.yaml: {key}: {path}: allowed: a {kind} in {folder}/, which DVC tracks; put it there: {copy} {path} {folder}/"
         )
+    linked = next(
+        (place for place in (path, *path.parents) if folder in place.parents and _is_linked_folder(place)), None
+    )
+    if linked is not None:
+        raise UserError(
+            f"params.yaml: {key}: {linked}: a link to a folder, which DVC does not follow: it would keep old results when that "
+            f"folder changes; put a copy there: rm {linked} && cp -r {linked.resolve()} {linked}"
+        )
+
+
+def _is_linked_folder(path: Path) -> bool:
+    return path.is_symlink() and path.is_dir()
 
 
 @contextmanager

@@ -206,16 +206,10 @@ def find_tables(data_csv: str, pattern: str | None = None) -> list[Path]:
         Path.cwd(),
         Path(os.environ.get("DVC_ROOT", ".")),
     ]  # `dvc exp run --temp` works in a copy, with links out of it
-    try:
-        target = path.resolve()
-    except RuntimeError:
-        raise UserError(f"data.csv: {data_csv}: its links lead in a circle; give the file itself") from None
-    if not path.is_absolute() and not any(target.is_relative_to(root.resolve()) for root in roots):
-        raise UserError(
-            f"data.csv: {data_csv} lies outside of the project ({target}), where DVC cannot follow it; "
-            "copy it to data/, or give the absolute path"
-        )
+    _refuse_elsewhere(path, roots)
     files = _tables_in(path, pattern) if path.is_dir() else [path]
+    for file in files:
+        _refuse_elsewhere(file, roots)
     for file in files:
         if not file.exists():
             raise UserError(f"{path}: not found{_instead_of(path)}")
@@ -228,6 +222,23 @@ def find_tables(data_csv: str, pattern: str | None = None) -> list[Path]:
             f"data.files: found {pattern!r}, but data.csv ({path}) is one file, no folder; set data.files: null"
         )
     return files
+
+
+def _refuse_elsewhere(path: Path, roots: list[Path]) -> None:
+    """Refuse a relative path that leads out of the project, by dots or by a link.
+
+    Raises:
+        UserError: it does, or its links lead in a circle.
+    """
+    try:
+        target = path.resolve()
+    except RuntimeError:
+        raise UserError(f"data.csv: {path}: its links lead in a circle; give the file itself") from None
+    if not path.is_absolute() and not any(target.is_relative_to(root.resolve()) for root in roots):
+        raise UserError(
+            f"data.csv: {path} lies outside of the project ({target}), where DVC cannot follow it; "
+            "copy it to data/, or give the absolute path"
+        )
 
 
 def _tables_in(folder: Path, pattern: str | None) -> list[Path]:

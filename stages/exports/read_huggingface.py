@@ -10,6 +10,8 @@ import math
 import re
 from typing import TYPE_CHECKING, Any, get_args
 
+import pydantic
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
@@ -17,6 +19,7 @@ from tokenizers import Tokenizer
 from stages.artifacts.metrics_json import read_json
 from stages.artifacts.model_weights import CONFIG, WEIGHTS, read_network
 from stages.artifacts.pretrained import tokenizer_errors
+from stages.artifacts.regular_file import check_file
 from stages.artifacts.vocabulary_json import VOCABULARY_FILE, read_vocabulary
 from stages.core.pretrained_tokenizer import take_tokenizer
 from stages.core.saved_model import SavedModel
@@ -48,6 +51,7 @@ _ROTARY_FIXED = {
     "partial_rotary_factor": 1.0, "use_parallel_residual": False, "qk_layernorm": False, "use_qkv_bias": False,
     "sliding_window": None, "use_sliding_window": False,
 }  # fmt: skip
+_LARGEST_SIZE = 2**31
 _BUFFERS = re.compile(r"\.attn\.(?:masked_)?bias$|rotary_emb\.inv_freq$")  # that older files hold beside the weights
 
 
@@ -91,7 +95,18 @@ def read_huggingface(folder: Path) -> tuple[SavedModel, Vocabulary]:
     shape = shape_of(folder, values)
     vocabulary, ends = _read_tokenizer(folder, values)
     twin: Twin = values["model_type"]
-    config = TransformerConfig(**shape, vocabulary_size=vocabulary.size, dropout=0.0, output_bias=False)
+    try:
+        config = TransformerConfig(**shape, vocabulary_size=vocabulary.size, dropout=0.0, output_bias=False)
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        raise UserError(f"{folder / CONFIG}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+    with torch.device("meta"):  # what the weights do not fit takes no memory
+        numbers = sum(weight.numel() for weight in Transformer(config).parameters())
+    stored = sum(path.stat().st_size for path in _weight_files(folder))
+    if numbers > stored:  # each has a byte at least
+        raise UserError(
+            f"{folder / CONFIG}: describes {numbers:,} weights, and the files beside it have {stored:,} bytes"
+        )
     network = Transformer(config)
     network.load_state_dict(_read_twin(folder, network, twin))
     network.eval().requires_grad_(requires_grad=False)
@@ -109,6 +124,8 @@ def shape_of(folder: Path, values: dict[str, Any]) -> dict[str, Any]:
         raise UserError(f"{path}: model_type: found {kind!r}, allowed: {', '.join(get_args(Twin))}")
     gpt2 = kind == "gpt2"
     rope = values.get("rope_parameters") or values.get("rope_scaling") or {}
+    if not isinstance(rope, dict):
+        raise UserError(f"{path}: rope_parameters: found {rope!r}, allowed: keys and values")
     if rope.get("rope_type", "default") != "default":
         raise UserError(f"{path}: rope_type: found {rope['rope_type']!r}, allowed: 'default'")
     for name, allowed in (_GPT2_FIXED if gpt2 else _ROTARY_FIXED).items():
@@ -116,12 +133,13 @@ def shape_of(folder: Path, values: dict[str, Any]) -> dict[str, Any]:
         if found != allowed:
             raise UserError(f"{path}: {name}: found {found!r}, allowed: {allowed!r}")
     activation = values.get("activation_function" if gpt2 else "hidden_act", "gelu_new" if gpt2 else "silu")
-    if activation not in ACTIVATIONS:
+    if not isinstance(activation, str) or activation not in ACTIVATIONS:
         raise UserError(f"{path}: found the activation {activation!r}, allowed: {', '.join(ACTIVATIONS)}")
     try:
         shape = _gpt2_shape(values) if gpt2 else _rotary_shape(values, kind)
     except KeyError as error:
         raise UserError(f"{path}: {error.args[0]} is missing, as in a config.json that is damaged") from None
+    _refuse_other_kinds(path, shape)
     width, heads = shape["d_model"], shape["n_heads"]
     if values.get("head_dim") not in (None, width // heads):
         raise UserError(
@@ -143,7 +161,7 @@ def shape_of(folder: Path, values: dict[str, Any]) -> dict[str, Any]:
 def _gpt2_shape(values: dict[str, Any]) -> dict[str, Any]:
     return {
         "context_length": values["n_positions"], "d_model": values["n_embd"], "n_layers": values["n_layer"],
-        "n_heads": values["n_head"], "n_kv_heads": None, "d_ff": values.get("n_inner") or 4 * values["n_embd"],
+        "n_heads": values["n_head"], "n_kv_heads": None, "d_ff": values.get("n_inner"),
         "norm": "layer", "positions": "learned", "tie_embeddings": values.get("tie_word_embeddings", True),
     }  # fmt: skip
 
@@ -156,6 +174,21 @@ def _rotary_shape(values: dict[str, Any], kind: str) -> dict[str, Any]:
         "norm": "layer" if kind in ("nemotron", "stablelm") else "rms", "positions": "rotary",
         "tie_embeddings": values.get("tie_word_embeddings", False),
     }  # fmt: skip
+
+
+def _refuse_other_kinds(path: Path, shape: dict[str, Any]) -> None:
+    """Check the sizes that a config.json gives, before anything is computed from them.
+
+    Raises:
+        UserError: one is no size.
+    """
+    for key in ("context_length", "d_model", "n_layers", "n_heads", "n_kv_heads", "d_ff"):
+        size = shape[key]
+        optional = size is None and key in {"n_kv_heads", "d_ff"}
+        if not optional and (type(size) is not int or not 1 <= size <= _LARGEST_SIZE):
+            raise UserError(f"{path}: {key}: found {str(size)[:50]!r}, allowed: a whole number from 1")
+    if type(shape["tie_embeddings"]) is not bool:
+        raise UserError(f"{path}: tie_word_embeddings: found {shape['tie_embeddings']!r}, allowed: true or false")
 
 
 def _refuse_other_shape(folder: Path, found: dict[str, Any], config: TransformerConfig) -> None:
@@ -197,9 +230,11 @@ def _refuse_other_tokens(folder: Path, vocabulary: Vocabulary) -> None:
     if path is None:
         listed = " or ".join(names)
         raise UserError(f"{folder}: no {listed} there, so that its tokens are not known; put it there")
-    theirs = (
-        Tokenizer.from_file(str(path)).get_vocab() if path.name == TOKENIZER_FILE else read_vocabulary(path).token_to_id
-    )
+    if path.name == TOKENIZER_FILE:
+        with tokenizer_errors(path, str(path)):
+            theirs = Tokenizer.from_str(path.read_text(encoding="utf-8")).get_vocab()
+    else:
+        theirs = read_vocabulary(path).token_to_id
     if theirs != vocabulary.token_to_id:
         example = next(
             (t for t in {**vocabulary.token_to_id, **theirs} if theirs.get(t) != vocabulary.token_to_id.get(t)), ""
@@ -228,6 +263,11 @@ def _read_twin(folder: Path, network: Transformer, twin: Twin) -> Weights:
     if twin == "gpt2" and "wte.weight" in weights:  # as OpenAI's files have them
         weights = {f"transformer.{name}": value for name, value in weights.items()}
     weights = {name: value for name, value in weights.items() if not _BUFFERS.search(name)}
+    odd = next((name for name, value in weights.items() if value.ndim == 0 or not value.is_floating_point()), None)
+    if odd is not None:
+        raise UserError(
+            f"{folder}: the weight {odd} is {weights[odd].dtype} {list(weights[odd].shape)}: no matrix of numbers"
+        )
     embedding = "transformer.wte.weight" if twin == "gpt2" else "model.embed_tokens.weight"
     if embedding in weights and network.config.tie_embeddings:
         weights["lm_head.weight"] = weights[embedding]
@@ -245,21 +285,31 @@ def _read_twin(folder: Path, network: Transformer, twin: Twin) -> Weights:
         raise UserError(f"{folder / WEIGHTS}: {error}") from None
 
 
-def _read_safetensors(folder: Path) -> Weights:
-    """Read the one file, or those that the index names."""
+def _weight_files(folder: Path) -> list[Path]:
+    """Return the one file of weights, or those that the index names.
+
+    Raises:
+        UserError: one is absent, or no file of the folder.
+    """
     names = [WEIGHTS]
     if not (folder / WEIGHTS).exists() and (folder / INDEX).exists():
-        names = sorted(set(read_json(folder / INDEX)["weight_map"].values()))
-        if any("/" in name or "\\" in name for name in names):
-            raise UserError(f"{folder / INDEX}: names files elsewhere; allowed: files of the folder")
-    weights: Weights = {}
+        files = read_json(folder / INDEX).get("weight_map")
+        names = sorted(set(map(str, files.values()))) if isinstance(files, dict) else []
+        if not names or any("/" in name or "\\" in name for name in names):
+            raise UserError(f"{folder / INDEX}: weight_map: expected the names of files of the folder")
     for name in names:
+        check_file(folder / name, "save the model with safetensors")
+    return [folder / name for name in names]
+
+
+def _read_safetensors(folder: Path) -> Weights:
+    """Read the weights as they are named in their files."""
+    weights: Weights = {}
+    for path in _weight_files(folder):
         try:
-            weights |= load_file(folder / name)
-        except FileNotFoundError:
-            raise UserError(f"{folder / name}: not found; save the model with safetensors") from None
+            weights |= load_file(path)
         except SafetensorError as error:
-            raise UserError(f"{folder / name}: damaged ({error})") from None
+            raise UserError(f"{path}: damaged ({error})") from None
     if any(math.prod(value.shape) and not value.isfinite().all() for value in weights.values()):
         raise UserError(f"{folder}: a weight is not a number")
     return weights

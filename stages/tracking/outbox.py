@@ -21,6 +21,8 @@ import pydantic
 from filelock import FileLock, Timeout
 
 from stages.artifacts.atomic import atomic_file, sync_folder
+from stages.artifacts.regular_file import check_file
+from stages.errors import UserError
 from stages.tracking.workspace import project_root
 
 FOLDER = Path(".runs/unsent")
@@ -129,23 +131,36 @@ class Outbox:
             if not (folder / _STATE).exists():  # another process was faster
                 lock.release()
                 return None
+            check_file(folder / _STATE, "delete it")  # a pipe would be waited for
             return cls(lock, _State.model_validate_json((folder / _STATE).read_bytes()))
         except Timeout:
             return None
-        except pydantic.ValidationError:
-            place = project_root() / DAMAGED / folder.name
-            place.parent.mkdir(exist_ok=True)
-            folder.rename(place)
+        except (pydantic.ValidationError, UserError):
+            cls._set_aside(folder)
             lock.release()
-            message = (
-                f"{place}/: moved there, as its {_STATE} is damaged: what it holds was not sent to MLflow; "
-                "delete it when you have looked at it"
-            )
-            print(message, file=sys.stderr)
         except OSError as error:
             if folder.exists():
                 print(f"{folder}/: left as it is: {error.strerror}", file=sys.stderr)
         return None
+
+    @classmethod
+    def _set_aside(cls, folder: Path) -> None:
+        """Move a damaged outbox away, and say so; where that fails, too."""
+        places = project_root() / DAMAGED
+        place = places / folder.name
+        try:
+            places.mkdir(exist_ok=True)
+            if place.exists():  # as where a person put it back
+                place = places / uuid.uuid4().hex
+            folder.rename(place)
+        except OSError as error:
+            print(f"{folder}/: damaged, and cannot be moved to {places}/: {error.strerror}; delete it", file=sys.stderr)
+            return
+        message = (
+            f"{place}/: moved there, as its {_STATE} is damaged: what it holds was not sent to MLflow; "
+            "delete it when you have looked at it"
+        )
+        print(message, file=sys.stderr)
 
     @property
     def id(self) -> str:

@@ -22,6 +22,7 @@ from stages.tracking.run_files import read_run_file
 from stages.verdict.judge import Runs
 
 WORKSPACE = "workspace"
+_MD5 = re.compile(r"[0-9a-f]{32}(\.dir)?")
 _RUN_ID = re.compile(r"[0-9a-f]{32}")
 
 
@@ -115,11 +116,13 @@ def cached_scores(revisions: Iterable[str]) -> dict[str, ScoreTable]:
 
 
 def _path_in_cache(repo: Repo, revision: str) -> Path | None:
-    command = ["git", "show", f"{revision}:./dvc.lock"]
+    command = ["git", "show", "--end-of-options", f"{revision}:./dvc.lock"]  # an experiment may be called --output=x
     lock = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
     try:
         outputs = YAML(typ="safe").load(lock.stdout)["stages"]["evaluate"]["outs"]
         (digest,) = (output["md5"] for output in outputs if output["path"] == SCORES_FILE.as_posix())
     except (YAMLError, TypeError, KeyError, ValueError):
+        return None
+    if not _MD5.fullmatch(str(digest)):
         return None
     return Path(repo.cache.local.oid_to_path(str(digest)))

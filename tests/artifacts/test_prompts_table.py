@@ -237,6 +237,18 @@ def test_a_relative_path_out_of_the_project_is_refused(path: str) -> None:
         rows(read_prompts(data(path), NOTHING_HELD_OUT))
 
 
+def test_a_table_of_a_folder_that_is_a_link_out_of_the_project_is_refused(tmp_path: Path) -> None:
+    outside = tmp_path.parent / f"{tmp_path.name}-outside.csv"
+    outside.write_text("prompt,completion\na,b\n")
+    Path("data/mine").mkdir(parents=True)
+    Path("data/mine/part-1.csv").symlink_to(outside)
+    with pytest.raises(
+        UserError, match=r"data\.csv: data/mine/part-1\.csv lies outside of the project \(.*-outside\.csv\)"
+    ):
+        rows(read_prompts(data("data/mine"), NOTHING_HELD_OUT))
+    assert rows(read_prompts(data(str(tmp_path / "data/mine")), NOTHING_HELD_OUT)) == [("a", "b")]
+
+
 def test_an_absolute_path_and_dots_within_the_project_are_fine(tmp_path: Path) -> None:
     (tmp_path / "..p.csv").write_text("prompt,completion\na,b\n")
     Path("data").mkdir()

@@ -216,6 +216,54 @@ def test_what_this_project_does_not_compute_is_named(kind: str, name: str, value
     assert "allowed" in str(refused.value)
 
 
+ODD: list[Any] = [None, 0, 1.5, "x", [], {}, True, 2**31, 10**30, {"rope_type": []}]
+READ = {
+    "gpt2": ["model_type", "n_positions", "n_embd", "n_layer", "n_head", "n_inner", "activation_function", "layer_norm_epsilon"],
+    "llama": ["max_position_embeddings", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
+              "intermediate_size", "hidden_act", "head_dim", "rope_parameters", "rope_scaling", "tie_word_embeddings",
+              "mlp_bias", "eos_token_id"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", READ)
+def test_a_config_json_of_any_content_gives_a_line_or_the_model(kind: str, tmp_path: Path) -> None:
+    foreign(kind, tmp_path, VOCABULARY)
+    path = tmp_path / "config.json"
+    config = json.loads(path.read_text())
+    refused = 0
+    for name in READ[kind]:
+        for value in ODD:
+            path.write_text(json.dumps(config | {name: value}))
+            try:
+                read_huggingface(tmp_path)
+                start_weights(tmp_path, config_of(kind), VOCABULARY)
+            except UserError:
+                refused += 1
+    assert refused > len(READ[kind]) * 5
+
+
+@pytest.mark.parametrize("content", ["{}", '{"weight_map": 3}', '{"weight_map": {}}', '{"weight_map": {"a": 3}}',
+                                     '{"weight_map": {"a": ".."}}', '{"weight_map": {"a": "../x.safetensors"}}'])  # fmt: skip
+def test_an_index_of_any_content_gives_a_line(content: str, tmp_path: Path) -> None:
+    foreign("llama", tmp_path, VOCABULARY)
+    (tmp_path / "model.safetensors").unlink()
+    (tmp_path / "model.safetensors.index.json").write_text(content)
+    with pytest.raises(UserError, match=r"names of files of the folder|not found|expected a file"):
+        start_weights(tmp_path, config_of("llama"), VOCABULARY)
+
+
+def test_weights_and_tokens_of_any_kind_give_a_line(tmp_path: Path) -> None:
+    foreign("llama", tmp_path, VOCABULARY)
+    weights = load_file(tmp_path / "model.safetensors")
+    for odd in (torch.tensor(1.0), weights["model.embed_tokens.weight"].long()):
+        save_file(weights | {"model.embed_tokens.weight": odd}, tmp_path / "model.safetensors")
+        with pytest.raises(UserError, match=r"the weight model\.embed_tokens\.weight is .*: no matrix of numbers"):
+            start_weights(tmp_path, config_of("llama"), VOCABULARY)
+    (tmp_path / "tokenizer.json").write_text("{")
+    with pytest.raises(UserError, match=r"not a tokenizer\.json"):
+        start_weights(tmp_path, config_of("llama"), VOCABULARY)
+
+
 def test_damaged_weights_are_named(tmp_path: Path) -> None:
     foreign("llama", tmp_path, VOCABULARY)
     weights = tmp_path / "model.safetensors"

@@ -3,6 +3,7 @@
 import errno
 import itertools
 import json
+import os
 import sqlite3
 import subprocess
 import sys
@@ -407,6 +408,33 @@ def test_a_damaged_outbox_is_reported_once_and_blocks_nothing(
     with runs.start_training_run(provenance(), DATASET):
         pass
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("obstacle", ["one of its name", "a file", "a pipe", "a folder", "a link to nothing"])
+def test_a_damaged_outbox_blocks_nothing_whatever_is_in_its_way(
+    obstacle: str, workspace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    left_behind()
+    (state,) = (workspace / outbox.FOLDER).glob("*/outbox.json")
+    state.unlink()
+    match obstacle:
+        case "one of its name":
+            state.write_text("{")
+            (workspace / outbox.DAMAGED / state.parent.name / "files").mkdir(parents=True)
+        case "a file":
+            state.write_text("{")
+            (workspace / outbox.DAMAGED).write_text("")
+        case "a pipe":
+            os.mkfifo(state)
+        case "a folder":
+            state.mkdir()
+        case "a link to nothing":
+            state.symlink_to("nothing")
+    assert runs.send_left_behind() == []
+    assert len(capsys.readouterr().err.splitlines()) == (obstacle != "a link to nothing")
+    with runs.start_training_run(provenance(), DATASET):
+        pass
+    assert "Traceback" not in capsys.readouterr().err
 
 
 def test_points_that_are_none_are_passed_over(workspace: Path) -> None:
