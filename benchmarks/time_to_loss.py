@@ -222,7 +222,7 @@ def main() -> None:
         for name, (_, steps) in peers.items()
     ]
     clock = "seconds of the processor, one thread" if given.threads == 1 else f"seconds, {given.threads} threads"
-    caption = f"{given.rounds} turns, each with a seed of its own; {clock}. nanoGPT's median loss, the loss to reach: {target:.3f}"
+    caption = f"{given.rounds} turn(s), each with a seed of its own; {clock}. nanoGPT's median loss, the loss to reach: {target:.3f}"
     columns = ["", "steps", "held-out loss of each turn", "seconds, median (each)", "times as fast as nanoGPT"]
     write_table("time to loss", caption, columns, rows, PAGE)
     draw(curves, target)
