@@ -102,15 +102,15 @@ def test_each_learning_rate_is_tried_at_a_width(tmp_path: Path) -> None:
     assert max(losses) < 5
 
 
-@pytest.mark.parametrize("shape", [pytest.param("short rows", marks=pytest.mark.slow), "quoted paragraphs"])
+@pytest.mark.parametrize("shape", ["short rows", "quoted paragraphs"])
 def test_preparation_takes_no_more_memory_for_a_larger_table(tmp_path: Path, shape: str) -> None:
     table = tmp_path / "data/prompts.csv"
     table.parent.mkdir()
-    write_shape(table, shape, 1)
+    write_shape(table, shape, 2)
     header, _, rows = table.read_text(encoding="utf-8").partition("\n")
     peaks = []
-    for times in (3, 18):
+    for times in (3, 15):
         table.write_text(f"{header}\n{rows * times}", encoding="utf-8")
         peaks.append(peak_megabytes(tmp_path, "character", held_out=0.1))
     for stage in STAGES:
-        assert peaks[1][stage] - peaks[0][stage] < 9, peaks  # of 15 MB more
+        assert peaks[1][stage] - peaks[0][stage] < 12, peaks  # of 24 MB more
