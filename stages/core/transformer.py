@@ -55,8 +55,12 @@ class ModelParams(ContextParams, extra="forbid"):
     """The feed-forward's inner width; null: 4 d_model."""
     norm: Literal["none", "layer", "rms"]
     """The normalisation before attention, before the feed-forward and before the output layer."""
+    norm_eps: float = pydantic.Field(gt=0, lt=1)
+    """What a norm adds to the mean square or variance, so that it never divides by zero."""
     positions: Literal["sinusoidal", "learned", "rotary"]
     """How a token's place is told: a fixed or a learned vector that is added, or a rotation of queries and keys."""
+    rope_theta: float = pydantic.Field(gt=1, le=1e12)
+    """The base of rotary positions: the larger, the slower the slowest pairs rotate."""
     output_projection: bool
     """Whether a linear layer mixes the heads after attention."""
     bias: bool
@@ -119,6 +123,10 @@ class TransformerConfig(ModelParams):
     """A model that was saved without this key has no such norm."""
     zero_init_projections: bool = False
     """A model that was saved without this key has its weights already."""
+    norm_eps: float = 1e-5
+    """What a model that was saved without this key was trained with."""
+    rope_theta: float = 10000.0
+    """What a model that was saved without this key was trained with."""
 
 
 # -------------------------------------------------------------------------------------------------------- positions
@@ -138,14 +146,14 @@ def sinusoidal_positions(context_length: int, d_model: int) -> Tensor:
     return table
 
 
-def rotary_positions(context_length: int, head_dim: int) -> Tensor:
+def rotary_positions(context_length: int, head_dim: int, rope_theta: float) -> Tensor:
     """Return the cosines and signed sines, [2, context_length, H], by which each position rotates its pairs.
 
-    Pair i is rotated by the angle p / 10000^(2i/H): Su et al. 2021, section 3.2.2. As in LLaMA, number i is paired with
+    Pair i is rotated by the angle p / rope_theta^(2i/H): Su et al. 2021, section 3.2.2. As in LLaMA, number i is paired with
     number i + H/2; the sine is negative for the first of a pair.
     """
     even = torch.arange(0, head_dim, 2, dtype=torch.float64)
-    angles = torch.arange(context_length, dtype=torch.float64)[:, None] / 10000 ** (even / head_dim)
+    angles = torch.arange(context_length, dtype=torch.float64)[:, None] / rope_theta ** (even / head_dim)
     cosine, sine = angles.cos(), angles.sin()  # [context_length, H/2]
     table = torch.stack((torch.cat((cosine, cosine), dim=-1), torch.cat((-sine, sine), dim=-1)))
     return table.float()
@@ -213,8 +221,8 @@ class Attention(nn.Module):
         self.head_dim = config.head_dim
         self.n_heads = config.n_heads
         self.n_kv_heads = config.key_value_heads
-        self.query_norm = HeadNorm(config.head_dim, eps=1e-5) if config.qk_norm else nn.Identity()
-        self.key_norm = HeadNorm(config.head_dim, eps=1e-5) if config.qk_norm else nn.Identity()
+        self.query_norm = HeadNorm(config.head_dim, eps=config.norm_eps) if config.qk_norm else nn.Identity()
+        self.key_norm = HeadNorm(config.head_dim, eps=config.norm_eps) if config.qk_norm else nn.Identity()
         self.dropout = Dropout(config.dropout)
         width = (config.n_heads + 2 * config.key_value_heads) * config.head_dim
         self.queries_keys_values = nn.Linear(config.d_model, width, bias=config.bias)
@@ -297,9 +305,9 @@ def make_norm(config: TransformerConfig) -> nn.Module:
     """Return the normalisation of the last dimension: LayerNorm (Ba et al. 2016) or RMSNorm (Zhang & Sennrich 2019)."""
     match config.norm:
         case "layer":
-            return nn.LayerNorm(config.d_model, eps=1e-5, bias=config.bias)
+            return nn.LayerNorm(config.d_model, eps=config.norm_eps, bias=config.bias)
         case "rms":
-            return nn.RMSNorm(config.d_model, eps=1e-5)
+            return nn.RMSNorm(config.d_model, eps=config.norm_eps)
         case "none":
             return nn.Identity()
 
@@ -360,7 +368,7 @@ class Transformer(nn.Module):
                 table = sinusoidal_positions(config.context_length, config.d_model)
                 self.register_buffer("position_table", table, persistent=False)
             case "rotary":
-                table = rotary_positions(config.context_length, config.head_dim)
+                table = rotary_positions(config.context_length, config.head_dim, config.rope_theta)
                 self.register_buffer("position_table", table, persistent=False)
         self.dropout = Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layers))

@@ -9,7 +9,7 @@ from tokenizers import Tokenizer, processors
 
 from stages.core.vocabulary import UNKNOWN
 from stages.exports.engines import cut_at_eos, named, require
-from stages.exports.twins import NORM_EPSILON, ROTARY_BASE, find_twin, twin_weights
+from stages.exports.twins import find_twin, twin_weights
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -87,7 +87,7 @@ def twin_config(config: TransformerConfig, twin: Twin) -> dict[str, Any]:
         return common | {
             "n_positions": config.context_length, "n_embd": config.d_model, "n_layer": config.n_layers,
             "n_head": config.n_heads, "n_inner": config.feed_forward_width, "activation_function": activation,
-            "layer_norm_epsilon": NORM_EPSILON, "resid_pdrop": config.dropout, "embd_pdrop": config.dropout,
+            "layer_norm_epsilon": config.norm_eps, "resid_pdrop": config.dropout, "embd_pdrop": config.dropout,
             "attn_pdrop": config.dropout,
         }  # fmt: skip
     epsilon = {"nemotron": "norm_eps", "stablelm": "layer_norm_eps"}.get(twin, "rms_norm_eps")
@@ -96,9 +96,9 @@ def twin_config(config: TransformerConfig, twin: Twin) -> dict[str, Any]:
         "hidden_size": config.d_model, "intermediate_size": config.feed_forward_width,
         "num_hidden_layers": config.n_layers, "num_attention_heads": config.n_heads,
         "num_key_value_heads": config.key_value_heads, "head_dim": config.head_dim,
-        "max_position_embeddings": config.context_length, "hidden_act": activation, epsilon: NORM_EPSILON,
+        "max_position_embeddings": config.context_length, "hidden_act": activation, epsilon: config.norm_eps,
         "attention_dropout": config.dropout,
-        "rope_parameters": {"rope_type": "default", "rope_theta": ROTARY_BASE, "partial_rotary_factor": 1.0},
+        "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta, "partial_rotary_factor": 1.0},
     }  # fmt: skip
 
 

@@ -14,7 +14,7 @@ import torch
 
 from stages.errors import UserError
 from stages.exports.engines import cut_at_eos, named, require
-from stages.exports.twins import NORM_EPSILON, ROTARY_BASE, find_twin, twin_weights
+from stages.exports.twins import find_twin, twin_weights
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -174,12 +174,12 @@ def _add_shape(writer: Any, config: TransformerConfig, twin: Twin) -> None:
     writer.add_head_count_kv(config.n_heads if twin == "gpt2" else config.key_value_heads)
     writer.add_file_type(0)  # float32
     if config.norm == "rms":
-        writer.add_layer_norm_rms_eps(NORM_EPSILON)
+        writer.add_layer_norm_rms_eps(config.norm_eps)
     else:
-        writer.add_layer_norm_eps(NORM_EPSILON)
+        writer.add_layer_norm_eps(config.norm_eps)
     if config.positions == "rotary":
         writer.add_rope_dimension_count(config.head_dim)
-        writer.add_rope_freq_base(ROTARY_BASE)
+        writer.add_rope_freq_base(config.rope_theta)
     if twin == "stablelm":
         writer.add_parallel_residual(use=False)
     writer.add_vocab_size(config.vocabulary_size)

@@ -7,6 +7,7 @@ Shapes: B batch, T new tokens, P past tokens, S = P + T, V vocabulary size, K he
 
 from __future__ import annotations
 
+import warnings
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -48,7 +49,8 @@ def write_onnx(folder: Path, model: SavedModel, vocabulary: Vocabulary) -> None:
     length = torch.export.Dim("length", max=config.context_length)
     past_sizes = {0: batch, 2: torch.export.Dim("past")}
     names = [f"{layer}.{kind}" for layer in range(config.n_layers) for kind in ("key", "value")]
-    with torch.no_grad():
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="# The axis name")  # one size has one name, that of its first place
         program = torch.onnx.export(
             _WithCache(model.network).eval(), (example, past), dynamo=True, verbose=False,
             input_names=[INPUT, *(f"past_key_values.{name}" for name in names)],

@@ -25,7 +25,7 @@ from stages.core.pretrained_tokenizer import take_tokenizer
 from stages.core.saved_model import SavedModel
 from stages.core.transformer import Transformer, TransformerConfig
 from stages.errors import UserError
-from stages.exports.twins import NORM_EPSILON, ROTARY_BASE, Twin, find_twin, weights_of_twin
+from stages.exports.twins import Twin, find_twin, weights_of_twin
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -43,15 +43,20 @@ ACTIVATIONS = {
 }  # fmt: skip
 # Where a class has what ours compute in one way only; another value is refused by its name.
 _GPT2_FIXED = {
-    "layer_norm_epsilon": NORM_EPSILON, "scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False,
+    "scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False,
     "add_cross_attention": False,
 }  # fmt: skip
 _ROTARY_FIXED = {
-    "rms_norm_eps": NORM_EPSILON, "norm_eps": NORM_EPSILON, "layer_norm_eps": NORM_EPSILON, "rope_theta": ROTARY_BASE,
     "partial_rotary_factor": 1.0, "use_parallel_residual": False, "qk_layernorm": False, "use_qkv_bias": False,
     "sliding_window": None, "use_sliding_window": False,
 }  # fmt: skip
 _LARGEST_SIZE = 2**31
+# How each class names a norm's epsilon, and what it is where config.json does not say it.
+_NORM_EPS = {
+    "gpt2": ("layer_norm_epsilon", 1e-5), "llama": ("rms_norm_eps", 1e-6), "qwen3": ("rms_norm_eps", 1e-6),
+    "arcee": ("rms_norm_eps", 1e-5), "nemotron": ("norm_eps", 1e-5), "stablelm": ("layer_norm_eps", 1e-5),
+}  # fmt: skip
+_ROPE_THETA = 10000.0
 _BUFFERS = re.compile(r"\.attn\.(?:masked_)?bias$|rotary_emb\.inv_freq$")  # that older files hold beside the weights
 
 
@@ -126,8 +131,9 @@ def shape_of(folder: Path, values: dict[str, Any]) -> dict[str, Any]:
     rope = values.get("rope_parameters") or values.get("rope_scaling") or {}
     if not isinstance(rope, dict):
         raise UserError(f"{path}: rope_parameters: found {rope!r}, allowed: keys and values")
-    if rope.get("rope_type", "default") != "default":
-        raise UserError(f"{path}: rope_type: found {rope['rope_type']!r}, allowed: 'default'")
+    rope_type = rope.get("rope_type", rope.get("type", "default"))  # the latter in older files
+    if rope_type != "default":
+        raise UserError(f"{path}: rope_type: found {rope_type!r}, allowed: 'default'")
     for name, allowed in (_GPT2_FIXED if gpt2 else _ROTARY_FIXED).items():
         found = values.get(name, rope.get(name, allowed))
         if found != allowed:
@@ -150,7 +156,10 @@ def shape_of(folder: Path, values: dict[str, Any]) -> dict[str, Any]:
         raise UserError(
             f"{path}: found attention_bias {values['attention_bias']} and mlp_bias {values['mlp_bias']}, allowed: both alike"
         )
+    eps_name, eps = _NORM_EPS[kind]
     return shape | {
+        "norm_eps": values.get(eps_name, eps),
+        "rope_theta": values.get("rope_theta", rope.get("rope_theta", _ROPE_THETA)),
         "feed_forward": ACTIVATIONS[activation],
         "output_projection": True,
         "bias": gpt2 or True in biases,
@@ -201,9 +210,21 @@ def _refuse_other_shape(folder: Path, found: dict[str, Any], config: Transformer
     for shape in (found, wanted):
         shape["n_kv_heads"] = shape["n_kv_heads"] or shape["n_heads"]
         shape["d_ff"] = shape["d_ff"] or 4 * shape["d_model"]
-    keys = ["d_model", "n_layers", "n_heads", "n_kv_heads", "d_ff", "feed_forward", "tie_embeddings", "qk_norm"]
+    keys = [
+        "d_model",
+        "n_layers",
+        "n_heads",
+        "n_kv_heads",
+        "d_ff",
+        "feed_forward",
+        "tie_embeddings",
+        "qk_norm",
+        "norm_eps",
+    ]
     if "vocabulary_size" in found:  # a folder of our own says all, and its rotary positions have no weights
         keys += ["norm", "positions", "output_projection", "bias", "output_bias"]
+    if config.positions == "rotary":
+        keys.append("rope_theta")
     if config.positions == "learned":
         keys.append("context_length")
     different = [key for key in keys if found[key] != wanted[key]]

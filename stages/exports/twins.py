@@ -21,8 +21,6 @@ Twin = Literal["gpt2", "llama", "qwen3", "arcee", "nemotron", "stablelm"]
 
 Weights = dict[str, "Tensor"]
 
-NORM_EPSILON = 1e-5
-ROTARY_BASE = 10000.0
 _LARGEST_ROUNDING = 1e-6
 
 

@@ -50,6 +50,8 @@ SHAPES = st.fixed_dictionaries({
     "output_projection": st.booleans(),
     "tie_embeddings": st.booleans(),
     "n_kv_heads": st.sampled_from([None, 1]),
+    "norm_eps": st.sampled_from([1e-5, 1e-2]),
+    "rope_theta": st.sampled_from([10000.0, 500.0]),
 })  # fmt: skip
 # Those that transformers has a class for, each of its classes as often.
 TWINS: dict[str, dict[str, st.SearchStrategy[Any]]] = {

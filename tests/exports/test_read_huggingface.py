@@ -41,7 +41,7 @@ LLAMA_LIKE = GPT2 | {
 }  # fmt: skip
 
 
-def foreign(kind: str, folder: Path, vocabulary: Vocabulary, padding: int = 0) -> Any:
+def foreign(kind: str, folder: Path, vocabulary: Vocabulary, padding: int = 0, **values: Any) -> Any:
     """Save a random model of transformers with a tokenizer, and return it."""
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(7)
@@ -54,7 +54,8 @@ def foreign(kind: str, folder: Path, vocabulary: Vocabulary, padding: int = 0) -
     else:
         config = transformers.LlamaConfig(
             vocab_size=size, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=4,
-            num_key_value_heads=2, max_position_embeddings=16, rms_norm_eps=1e-5, eos_token_id=vocabulary.eos_id,
+            num_key_value_heads=2, max_position_embeddings=16, eos_token_id=vocabulary.eos_id,
+            **{"rms_norm_eps": 1e-5} | values,
         )  # fmt: skip
     model = transformers.AutoModelForCausalLM.from_config(config).eval()
     with torch.no_grad():
@@ -171,6 +172,9 @@ def test_what_goes_out_comes_in_exactly(twin: str, data: st.DataObject) -> None:
     ("llama", {"qk_norm": True}, "model.qk_norm: found true"),
     ("llama", {"d_ff": 32}, "model.d_ff: found 32"),
     ("llama", {"bias": True}, "bias: absent"),
+    ("gpt2", {"norm_eps": 1e-6}, "model.norm_eps: found 1e-06"),
+    ("llama", {"norm_eps": 1e-6}, "model.norm_eps: found 1e-06"),
+    ("llama", {"rope_theta": 500000.0}, "model.rope_theta: found 500000.0"),
     ("llama", {"output_projection": False}, "has values, where the network of params.yaml has none"),
 ])  # fmt: skip
 def test_another_shape_is_named_by_its_key(kind: str, changed: dict[str, Any], named: str, tmp_path: Path) -> None:
@@ -200,10 +204,10 @@ def test_other_tokens_are_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("kind", "name", "value"), [
-    ("gpt2", "model_type", "bert"), ("gpt2", "layer_norm_epsilon", 1e-6), ("gpt2", "activation_function", "tanh"),
-    ("gpt2", "scale_attn_by_inverse_layer_idx", True), ("llama", "rms_norm_eps", 1e-6), ("llama", "head_dim", 8),
+    ("gpt2", "model_type", "bert"), ("gpt2", "activation_function", "tanh"),
+    ("gpt2", "scale_attn_by_inverse_layer_idx", True), ("llama", "head_dim", 8),
     ("llama", "mlp_bias", True), ("llama", "rope_parameters", {"rope_type": "llama3", "rope_theta": 10000.0}),
-    ("llama", "rope_parameters", {"rope_type": "default", "rope_theta": 500000.0}),
+    ("llama", "rope_parameters", {"rope_type": "linear", "rope_theta": 10000.0, "factor": 2.0}),
 ])  # fmt: skip
 def test_what_this_project_does_not_compute_is_named(kind: str, name: str, value: Any, tmp_path: Path) -> None:
     foreign(kind, tmp_path, VOCABULARY)
@@ -211,7 +215,7 @@ def test_what_this_project_does_not_compute_is_named(kind: str, name: str, value
     (tmp_path / "config.json").write_text(json.dumps(config | {name: value}))
     with pytest.raises(UserError) as refused:
         start_weights(tmp_path, config_of(kind), VOCABULARY)
-    named = {"rope_parameters": "rope_", "activation_function": "activation 'tanh'"}.get(name, name)
+    named = {"rope_parameters": "rope_type", "activation_function": "activation 'tanh'"}.get(name, name)
     assert named in str(refused.value)
     assert "allowed" in str(refused.value)
 
@@ -221,7 +225,7 @@ READ = {
     "gpt2": ["model_type", "n_positions", "n_embd", "n_layer", "n_head", "n_inner", "activation_function", "layer_norm_epsilon"],
     "llama": ["max_position_embeddings", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
               "intermediate_size", "hidden_act", "head_dim", "rope_parameters", "rope_scaling", "tie_word_embeddings",
-              "mlp_bias", "eos_token_id"],
+              "mlp_bias", "eos_token_id", "rms_norm_eps", "rope_theta"],
 }  # fmt: skip
 
 
@@ -262,6 +266,48 @@ def test_weights_and_tokens_of_any_kind_give_a_line(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text("{")
     with pytest.raises(UserError, match=r"not a tokenizer\.json"):
         start_weights(tmp_path, config_of("llama"), VOCABULARY)
+
+
+def test_older_files_name_the_scaling_of_rotary_positions_otherwise(tmp_path: Path) -> None:
+    foreign("llama", tmp_path, VOCABULARY)
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["rope_parameters"]
+    old = {"rope_theta": 10000.0, "rope_scaling": {"type": "linear", "factor": 2.0}}
+    (tmp_path / "config.json").write_text(json.dumps(config | old))
+    with pytest.raises(UserError, match="rope_type: found 'linear'"):
+        start_weights(tmp_path, config_of("llama"), VOCABULARY)
+
+
+@pytest.mark.parametrize(("eps", "theta"), [(1e-5, 500000.0), (1e-6, 1000000.0), (1e-2, 100.0)])
+def test_another_epsilon_and_another_base_of_rotary_positions_come_in_and_go_out(
+    eps: float, theta: float, tmp_path: Path
+) -> None:
+    """Those of Llama 3 and of Qwen3, and two that make a large difference."""
+    transformers = pytest.importorskip("transformers")
+    rope = {"rope_type": "default", "rope_theta": theta}
+    model = foreign("llama", tmp_path / "in", VOCABULARY, rms_norm_eps=eps, rope_parameters=rope)
+    config = config_of("llama", norm_eps=eps, rope_theta=theta)
+    network = Transformer(config).eval()
+    network.load_state_dict(start_weights(tmp_path / "in", config, VOCABULARY))
+    token_ids = torch.randint(VOCABULARY.size, (3, 16))
+    expected = logits(model, token_ids)
+    torch.testing.assert_close(logits(network, token_ids), expected, rtol=1e-4, atol=1e-4)
+    write_huggingface(tmp_path / "out", SavedModel(network, prompts_end_with_eos=False), VOCABULARY)
+    opened = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    torch.testing.assert_close(logits(opened, token_ids), expected, rtol=1e-4, atol=1e-4)
+    saved, _ = read_huggingface(tmp_path / "in")
+    assert (saved.network.config.norm_eps, saved.network.config.rope_theta) == (eps, theta)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "eps"), [("gpt2", "layer_norm_epsilon", 1e-5), ("llama", "rms_norm_eps", 1e-6)]
+)
+def test_an_epsilon_that_is_absent_is_that_of_its_class(kind: str, name: str, eps: float, tmp_path: Path) -> None:
+    foreign(kind, tmp_path, VOCABULARY)
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config[name]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert read_huggingface(tmp_path)[0].network.config.norm_eps == eps
 
 
 def test_damaged_weights_are_named(tmp_path: Path) -> None:
