@@ -16,6 +16,7 @@ import shutil
 import signal
 import sqlite3
 import subprocess
+import sys
 import tempfile
 import time
 from collections import Counter
@@ -167,6 +168,7 @@ def kill_at_random(project: Project, expected: dict[str, str], kills: int, secon
                 end(process, target, number)
             killed.signals[f"{target} {number.name}"] += 1
             killed.stages[log.read_text().rpartition("Running stage '")[2].partition("'")[0]] += 1
+            print(f"kill {killed.signals.total()} of {kills}: {target} {number.name}", file=sys.stderr, flush=True)
         else:
             other = [name for name, _ in digests(project).items() ^ expected.items()]
             if process.returncode or other:

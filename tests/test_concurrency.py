@@ -1,5 +1,7 @@
 """Several at once: two pipelines in one folder, four experiments into one store, a reader while it is written."""
 
+import os
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -64,13 +66,20 @@ def test_four_writers_and_a_reader_share_a_new_store(tmp_path: Path) -> None:
 def test_the_second_of_two_pipelines_in_one_folder_is_told_and_breaks_nothing(tmp_path: Path) -> None:
     project = clone(tmp_path / "project")
     first = subprocess.Popen(
-        ["dvc", "repro"], cwd=project.folder, env=clean_environment(), stdout=subprocess.PIPE, text=True
+        ["dvc", "repro"],
+        cwd=project.folder,
+        env=clean_environment(),
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     )
     assert first.stdout is not None
     for line in first.stdout:
         if "Running stage 'build_vocabulary'" in line:
             break
+    os.killpg(first.pid, signal.SIGSTOP)  # on a busy machine it could end before the second begins
     second = project.run("dvc", "repro", check=False)
+    os.killpg(first.pid, signal.SIGCONT)
     first.communicate()
     assert first.returncode == 0
     assert second.returncode != 0

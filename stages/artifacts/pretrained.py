@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from shlex import quote
 
 from stages.core.pretrained_tokenizer import take_tokenizer
 from stages.core.vocabulary import Vocabulary, VocabularyParams
@@ -22,7 +23,8 @@ def check_tracked(path: Path, folder: Path, key: str) -> None:
     if folder not in path.parents or ".." in path.parts:
         kind, copy = _COPIES[folder]
         raise UserError(
-            f"params.yaml: {key}: {path}: allowed: a {kind} in {folder}/, which DVC tracks; put it there: {copy} {path} {folder}/"
+            f"params.yaml: {key}: {path}: allowed: a {kind} in {folder}/, which DVC tracks; put it there: "
+            f"{copy} {quote(str(path))} {folder}/"
         )
     linked = next(
         (place for place in (path, *path.parents) if folder in place.parents and _is_linked_folder(place)), None
@@ -30,7 +32,7 @@ def check_tracked(path: Path, folder: Path, key: str) -> None:
     if linked is not None:
         raise UserError(
             f"params.yaml: {key}: {linked}: a link to a folder, which DVC does not follow: it would keep old results when that "
-            f"folder changes; put a copy there: rm {linked} && cp -r {linked.resolve()} {linked}"
+            f"folder changes; put a copy there: rm {quote(str(linked))} && cp -r {quote(str(linked.resolve()))} {quote(str(linked))}"
         )
 
 

@@ -7,6 +7,7 @@ is named (table_text). Every cell is text as it is written: ``NA``, ``null`` and
 import logging
 import os
 import re
+import shlex
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -201,7 +202,9 @@ def find_tables(data_csv: str, pattern: str | None = None) -> list[Path]:
     """
     path = Path(data_csv)
     if re.match(r"[a-zA-Z][a-zA-Z0-9+.-]+://", data_csv):
-        raise UserError(f"data.csv: {data_csv} is an address; fetch it first: dvc import-url {data_csv} data/")
+        raise UserError(
+            f"data.csv: {data_csv} is an address; fetch it first: dvc import-url {shlex.quote(data_csv)} data/"
+        )
     roots = [
         Path.cwd(),
         Path(os.environ.get("DVC_ROOT", ".")),

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 from typing import TYPE_CHECKING, Any
+
+from stages.report.markdown import cell
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -26,7 +30,7 @@ print(tokenizer.decode(output[0, inputs["input_ids"].shape[1]:], skip_special_to
     "gguf": """\
 ```console
 llama-server --model model.gguf --host 127.0.0.1 --port 8080
-curl -s http://127.0.0.1:8080/v1/completions -d '{"prompt": PROMPT, "max_tokens": TOKENS, "temperature": 0}'
+curl -s http://127.0.0.1:8080/v1/completions -d REQUEST
 ```
 """,
     "onnx": """\
@@ -69,10 +73,12 @@ def model_card(
     config = model.network.config
     parameters = sum(parameter.numel() for parameter in model.network.parameters())
     ends = "is ended by `<EOS>`, as in training" if model.prompts_end_with_eos else "is a text to be continued"
-    values = {"EOS_ID": str(eos_id), "TOKENS": str(config.context_length // 2), "PROMPT": json.dumps(prompt)}
+    tokens = config.context_length // 2
+    # Who copies the command runs none of the data: the shell reads the request as one word.
+    request = shlex.quote(json.dumps({"prompt": prompt, "max_tokens": tokens, "temperature": 0}))
+    values = {"EOS_ID": str(eos_id), "TOKENS": str(tokens), "PROMPT": ascii(prompt), "REQUEST": request}
     usage = HOW_TO_ASK[export]
-    for name, value in values.items():
-        usage = usage.replace(name, value)
+    usage = re.sub("|".join(values), lambda name: values[name[0]], usage)
     figures = "".join(f"| {name} | {value} |\n" for name, value in metrics.items())
     data = {path: digest for path, digest in provenance.dependencies.items() if not path.endswith(".py")}
     return f"""\
@@ -102,7 +108,7 @@ Training `{provenance.fingerprint}`.
 
 | Data | md5 |
 |---|---|
-{"".join(f"| {path} | `{digest}` |{chr(10)}" for path, digest in data.items())}
+{"".join(f"| {cell(path)} | `{digest}` |{chr(10)}" for path, digest in data.items())}
 ```json
 {json.dumps(provenance.parameters, indent=1, sort_keys=True)}
 ```

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -61,7 +62,7 @@ def way_back(run: Run, model_id: str | None) -> str:
     if COMMIT_TAG in tags:
         commands.append(f"git checkout {tags[COMMIT_TAG]}")
     if EXPERIMENT_TAG in tags:
-        commands.append(f"dvc exp apply {tags[EXPERIMENT_TAG]}")
+        commands.append(f"dvc exp apply {shlex.quote(tags[EXPERIMENT_TAG])}")
     elif CHANGED_TAG not in tags:
         commands.append("dvc repro")
     if model_id is not None:

@@ -94,6 +94,7 @@ def masked(text: str) -> str:
     # A password may hold anything. So an address ends where the next one begins, or the line.
     parts = re.split(r"(?<=[\s'\"(<,])(?=[A-Za-z][\w+.-]*://)", text)
     text = "".join(re.sub(r"://(?!\*\*\*@)[^\n]*@", "://***@", part) for part in parts)
+    text = re.sub(r"(://[^\s?#]*\?)[^=&;#\s'\"]+(?=[&;#\s'\"]|$)", r"\1***", text)  # a token without a name
     return re.sub(r"([?&;#][^=&;#?\s]+)=[^&;#\s]+", r"\1=***", text)
 
 
@@ -102,4 +103,5 @@ def _masked_address(address: str) -> str:
     scheme, separator, place = address.partition("://")
     secret, at, place = place.rpartition("@")
     place = re.sub(r"([?&;#][^=&;#?]+)=[^&;#]+", r"\1=***", place)
+    place = re.sub(r"([?&;#])[^=&;#?]+(?=[&;#]|$)", r"\1***", place)
     return scheme + separator + ("***" if secret else "") + at + place

@@ -41,3 +41,8 @@ def test_a_link_to_a_file_is_fine_as_dvc_reads_it() -> None:
 def test_what_is_elsewhere_is_refused(path: str) -> None:
     with pytest.raises(UserError, match="allowed: a folder in pretrained/models/"):
         check_tracked(Path(path), MODELS, "train.start_from")
+
+
+def test_the_fix_can_be_typed_whatever_the_path_is_called() -> None:
+    with pytest.raises(UserError, match=r"put it there: cp -r '/tmp/my models/\$\(x\)' pretrained/models/$"):
+        check_tracked(Path("/tmp/my models/$(x)"), MODELS, "train.start_from")

@@ -1,7 +1,11 @@
 """Small models of random weights, exported and opened by the programs that the exports are for."""
 
+import ast
 import json
 import random
+import shlex
+import subprocess
+import sys
 import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
@@ -345,6 +349,36 @@ def test_the_card_says_what_the_model_was_made_from() -> None:
         ):
             assert text.lower() in card.lower(), text
         assert "stages/train.py" not in card
-        assert '"say \\"a\\""' in card
+        assert ('"say \\"a\\""' if name == "gguf" else "'say \"a\"'") in card
     assert "not checked" in model_card("onnx", model, 4, provenance, {}, "", None)
     assert "7 of 7" in describe(Path("x"), proof)
+
+
+NASTY = [
+    "it's",
+    "'; touch pwned; '",
+    "$(touch pwned)",
+    "`touch pwned`",
+    "```\ntouch pwned",
+    "\U0001f642 \u202e",
+    'a\\b"c',
+    "TOKENS EOS_ID",
+]
+
+
+@pytest.mark.parametrize("prompt", NASTY)
+def test_who_copies_a_command_of_the_card_runs_none_of_the_data(prompt: str, tmp_path: Path) -> None:
+    model = random_model(LLAMA, VOCABULARIES["bpe"])
+    provenance = Provenance(fingerprint="a" * 16, dependencies={"data/a|b.csv": "0" * 32}, parameters={})
+    card = model_card("gguf", model, 4, provenance, {}, prompt, None)
+    assert "| data/a&#124;b.csv | `" in card
+    (command,) = [line for line in card.splitlines() if line.startswith("curl ")]
+    show = [sys.executable, "-c", "import json, sys; print(json.dumps(json.loads(sys.argv[1])['prompt']))"]
+    asked = command.replace("curl -s http://127.0.0.1:8080/v1/completions -d", shlex.join(show))
+    done = subprocess.run(["sh", "-c", asked], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout) == prompt
+    assert not list(tmp_path.iterdir())
+    card = model_card("huggingface", model, 4, provenance, {}, prompt, None)
+    (line,) = [line for line in card.splitlines() if line.startswith("inputs = tokenizer(")]
+    literal = line.removeprefix("inputs = tokenizer(").partition(", return_tensors=")[0]
+    assert ast.literal_eval(literal) == prompt

@@ -199,6 +199,7 @@ def test_parameters_are_what_every_store_takes(values: dict[str, Any], sent: dic
     [
         ({}, ["git checkout c0", "dvc repro"], ""),
         ({"dvc.experiment": "slower"}, ["git checkout c0", "dvc exp apply slower"], ""),
+        ({"dvc.experiment": "a$(touch${IFS}x)"}, ["git checkout c0", "dvc exp apply 'a$(touch${IFS}x)'"], ""),
         ({"git.changed_files": "a, b"}, ["git checkout c0"], "Not in that commit: changes of a, b.\n"),
         ({"git.changed_files": "a, b, c, d, e"}, ["git checkout c0"], "changes of a, b, c and 2 more files.\n"),
     ],
