@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 from benchmarks.measuring import write_table
-from benchmarks.tasks import Task, Trained, exact_share, loss_of, read_task, train_for
+from benchmarks.tasks import Task, Trained, exact_share, loss_of, one_thread_each, read_task, train_for
 from presets.addition import write_addition
 from presets.text_to_csv import write_text_csv
 
@@ -82,14 +82,15 @@ def read_trials(folder: Path, text: Path, classes: Path) -> dict[str, Trial]:
     }
 
 
-def try_rung(trial: Trial, changes: Changes, seconds: float, seeds: int) -> tuple[list[float], int]:
-    """Train with each seed; return the figures and the steps of the last one."""
-    trained = [train_for(trial.task, changes | {"train.seed": seed}, seconds) for seed in range(seeds)]
-    return [trial.measure(each) for each in trained], trained[-1].steps
+def try_rung(trial: Trial, changes: Changes, seconds: float, seed: int) -> tuple[float, int]:
+    """Train once; return the figure and the steps."""
+    trained = train_for(trial.task, changes | {"train.seed": seed}, seconds)
+    return trial.measure(trained), trained.steps
 
 
-def describe(figures: list[float], steps: int, unit: str) -> str:
-    """Return a cell of the table: the mean, the spread over the seeds and the steps."""
+def describe(tries: list[tuple[float, int]], unit: str) -> str:
+    """Return a cell of the table: the mean, the spread over the seeds and the median of the steps."""
+    figures, steps = [figure for figure, _ in tries], statistics.median_low(steps for _, steps in tries)
     shown = f"{statistics.mean(figures):.3f}" if unit == "nats" else f"{statistics.mean(figures):.1%}"
     if len(figures) > 1:
         spread = statistics.stdev(figures)
@@ -105,17 +106,23 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=60, help="of the processor, for each training")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--tasks", nargs="+", default=["characters", "sums", "banking77"])
+    parser.add_argument("--processes", type=int, default=1, help="trainings side by side, of one thread each")
     given = parser.parse_args()
-    with TemporaryDirectory() as folder:
-        trials = {
-            name: trial
-            for name, trial in read_trials(Path(folder), given.text, given.classes).items()
-            if name in given.tasks
+    with TemporaryDirectory() as folder, one_thread_each(given.processes) as pool:
+        trials = read_trials(Path(folder), given.text, given.classes)
+        trials = {name: trials[name] for name in given.tasks}
+        waiting = {
+            name: [
+                [pool.submit(try_rung, trial, changes, given.seconds, seed) for seed in range(given.seeds)]
+                for trial in trials.values()
+            ]
+            for name, changes in rungs().items()
         }
         rows = []
-        for name, changes in rungs().items():
+        for name, tries in waiting.items():
             cells = [
-                describe(*try_rung(trial, changes, given.seconds, given.seeds), trial.unit) for trial in trials.values()
+                describe([each.result() for each in seeds], trial.unit)
+                for seeds, trial in zip(tries, trials.values(), strict=True)
             ]
             rows.append([name, *cells])
             print(" | ".join(rows[-1]), flush=True)

@@ -3,8 +3,10 @@
 One thread computes, and seconds are the processor's, which other programs disturb least.
 """
 
+import multiprocessing
 import time
 from collections.abc import Mapping
+from concurrent.futures import ProcessPoolExecutor
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +14,7 @@ from typing import Any
 
 import lightning
 import numpy as np
+import torch
 
 from stages.artifacts.prompts_table import DataParams, read_prompts
 from stages.core.evaluation import complete_rows, score
@@ -111,6 +114,12 @@ def train_for(task: Task, changes: Mapping[str, Any], seconds: float) -> Trained
     )
     step = (longer.seconds - short.seconds) / (longer.steps - short.steps)
     return train(task, dict(changes) | {"train.max_steps": max(TIMED[1], round(seconds / step))})
+
+
+def one_thread_each(processes: int) -> ProcessPoolExecutor:
+    """Return what runs trainings side by side, each with one thread."""
+    spawn = multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(processes, mp_context=spawn, initializer=torch.set_num_threads, initargs=(1,))
 
 
 def loss_of(task: Task, trained: Trained, split: Split) -> float:
