@@ -45,7 +45,10 @@ def begin_ours(shape: Shape, device: str, *, bfloat16: bool, compiled: bool) -> 
     """Return a step of a bare loop over this project's model, loss, optimiser and data path."""
     keep_freed_memory()
     network = ours(shape).to(device)
-    optimizer = build_optimizer(network, read_section("train", TrainParams, PARAMETERS))
+    parameters = read_section("train", TrainParams, PARAMETERS).model_copy(
+        update={"optimizer": "adamw"}
+    )  # as the peers
+    optimizer = build_optimizer(network, parameters)
     tokens, offsets = random_tokens(shape), torch.arange(shape.context_length + 1)
 
     def eager_loss(input_ids: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

@@ -18,7 +18,7 @@ from benchmarks.tasks import read_task
 from benchmarks.time_to_loss import begin_ours, begin_theirs, read_texts, train
 from benchmarks.training import loss_from_logits
 from benchmarks.training import measure as measure_training
-from benchmarks.widths import RATES, losses_of_width
+from benchmarks.widths import loss_at
 from presets.text_to_csv import write_text_csv
 from stages.core.loss import summed_loss
 
@@ -88,17 +88,18 @@ def test_a_rung_of_the_ladder_is_trained_for_some_seconds(tmp_path: Path) -> Non
     assert names[-1].endswith("(not kept)")
     for trial in read_trials(tmp_path, text, classes).values():
         for changes in (rungs()[names[0]], rungs()[names[len(KEPT) - 1]]):
-            figures, steps = try_rung(trial, changes | small, seconds=0.3, seeds=1)
+            figure, steps = try_rung(trial, changes | small, seconds=0.3, seed=0)
             assert steps >= 25
-            assert 0 <= figures[0] < 5
+            assert 0 <= figure < 5
 
 
-def test_each_learning_rate_is_tried_at_a_width(tmp_path: Path) -> None:
+def test_a_learning_rate_is_tried_at_a_width(tmp_path: Path) -> None:
     text = tmp_path / "input.txt"
     text.write_text(TEXT, encoding="utf-8")
     write_text_csv(text, tmp_path / "text.csv")
-    losses = losses_of_width(read_task("characters", csv=tmp_path / "text.csv"), d_model=32, steps=8)
-    assert len(set(losses)) == len(RATES)
+    task = read_task("characters", csv=tmp_path / "text.csv")
+    losses = {loss_at(task, d_model, rate, steps=8) for d_model in (32, 64) for rate in (0.001, 0.004)}
+    assert len(losses) == 4
     assert max(losses) < 5
 
 

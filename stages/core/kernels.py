@@ -12,6 +12,7 @@ from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 # --------------------------------------------------------------------------------------------------- random numbers
@@ -33,7 +34,9 @@ def random_words(seeds: Tensor, count: int) -> Tensor:
         seeds: int64 [R].
         count: words for each seed.
     """
-    words = seeds[:, None] + torch.arange(1, count + 1, device=seeds.device) * _GOLDEN
+    # A sum, as a compiler for GPUs would take the product of numbers 1 to count with so large a constant for one of 32 bits.
+    multiples = torch.full((count,), _GOLDEN, device=seeds.device).cumsum(0)
+    words = seeds[:, None] + multiples
     for some in words.split(_rows_at_once(words)):
         _mix(some)
     return words
@@ -178,6 +181,76 @@ def fused_attention(queries: Tensor, keys: Tensor, values: Tensor, attention_mas
 
 def _is_bfloat16_on_cpu(like: Tensor) -> bool:
     return like.dtype == torch.bfloat16 and like.device.type == "cpu"
+
+
+# ------------------------------------------------------------------------------------------- norms and activations
+
+
+class _RootMeanSquareNorm(torch.autograd.Function):
+    """RMSNorm in few passes over the memory: torch's own on a CPU is made of many, most of them backward."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """Return x w / sqrt(mean(x^2) + eps), [..., D]."""
+        mean_square = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1])
+        scale = mean_square.add_(eps).rsqrt_()  # [..., 1]
+        ctx.save_for_backward(x, weight, scale)
+        return torch.mul(x, scale).mul_(weight)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
+        """Return the gradients of x and w: for x, scale (g w - x scale^2 mean(g w x))."""
+        x, weight, scale = ctx.saved_tensors
+        products = (gradient * x).flatten(0, -2)  # [rows, D]
+        scales = scale.flatten()  # [rows]
+        means = products @ weight / x.shape[-1]  # [rows]
+        of_x = torch.mul(gradient, weight).mul_(scale).addcmul_(x, (-means * scales**3).view_as(scale))
+        return of_x, products.T @ scales, None
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """Return x w / sqrt(mean(x^2) + eps) in the type of ``x``: RMSNorm (Zhang & Sennrich 2019) of the last dimension.
+
+    Args:
+        x: [..., D], two dimensions or more.
+        weight: [D].
+        eps: added to the mean square.
+    """
+    if _trains_on_cpu(x) and x.dtype == weight.dtype == torch.float32:
+        normalised: Tensor = _RootMeanSquareNorm.apply(x, weight, eps)  # type: ignore[no-untyped-call]
+        return normalised
+    return functional.rms_norm(x, weight.shape, weight.type_as(x), eps).type_as(x)
+
+
+class _SquaredRelu(torch.autograd.Function):
+    """max(0, x)^2, which keeps one tensor for its gradient, where relu and square keep two and take more passes."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        """Return max(0, x)^2."""
+        positive = functional.relu(x)
+        ctx.save_for_backward(positive)
+        return positive * positive
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        """Return 2 max(0, x) g."""
+        (positive,) = ctx.saved_tensors
+        return torch.mul(gradient, positive).mul_(2)
+
+
+def squared_relu(x: Tensor) -> Tensor:
+    """Return max(0, x)^2: So et al. 2021, section 3.2."""
+    if _trains_on_cpu(x):
+        squared: Tensor = _SquaredRelu.apply(x)  # type: ignore[no-untyped-call]
+        return squared
+    return functional.relu(x).square()
+
+
+def _trains_on_cpu(x: Tensor) -> bool:
+    return x.device.type == "cpu" and torch.is_grad_enabled() and not torch.compiler.is_compiling()
 
 
 # ----------------------------------------------------------------------------------------------------- module calls

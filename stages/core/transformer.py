@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from stages.core.kernels import Dropout, attend, to_attention_dtype
+from stages.core.kernels import Dropout, attend, rms_norm, squared_relu, to_attention_dtype
 from stages.core.windows import ContextParams
 
 if TYPE_CHECKING:
@@ -200,12 +200,14 @@ def explicit_attention(queries: Tensor, keys: Tensor, values: Tensor, dropout: D
     return attention_weights @ values, attention_weights
 
 
-class HeadNorm(nn.RMSNorm):
-    """RMSNorm of each head's queries or keys, whose type of numbers may be another than that of the weights."""
+class RMSNorm(nn.RMSNorm):
+    """RMSNorm of the last dimension, in the type of numbers of what it reads: Zhang & Sennrich 2019."""
+
+    eps: float
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map [B, N, T, H] to the same shape and type."""
-        return functional.rms_norm(x, self.normalized_shape, self.weight.type_as(x), self.eps).type_as(x)
+        """Map [..., D] to the same shape and type."""
+        return rms_norm(x, self.weight, self.eps)
 
 
 class Attention(nn.Module):
@@ -221,8 +223,8 @@ class Attention(nn.Module):
         self.head_dim = config.head_dim
         self.n_heads = config.n_heads
         self.n_kv_heads = config.key_value_heads
-        self.query_norm = HeadNorm(config.head_dim, eps=config.norm_eps) if config.qk_norm else nn.Identity()
-        self.key_norm = HeadNorm(config.head_dim, eps=config.norm_eps) if config.qk_norm else nn.Identity()
+        self.query_norm = RMSNorm(config.head_dim, eps=config.norm_eps) if config.qk_norm else nn.Identity()
+        self.key_norm = RMSNorm(config.head_dim, eps=config.norm_eps) if config.qk_norm else nn.Identity()
         self.dropout = Dropout(config.dropout)
         width = (config.n_heads + 2 * config.key_value_heads) * config.head_dim
         self.queries_keys_values = nn.Linear(config.d_model, width, bias=config.bias)
@@ -251,11 +253,6 @@ class Attention(nn.Module):
 
 
 # ------------------------------------------------------------------------------------------------------ feed-forward
-
-
-def squared_relu(x: Tensor) -> Tensor:
-    """Return max(0, x)^2: So et al. 2021, section 3.2."""
-    return functional.relu(x).square()
 
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -307,7 +304,7 @@ def make_norm(config: TransformerConfig) -> nn.Module:
         case "layer":
             return nn.LayerNorm(config.d_model, eps=config.norm_eps, bias=config.bias)
         case "rms":
-            return nn.RMSNorm(config.d_model, eps=config.norm_eps)
+            return RMSNorm(config.d_model, eps=config.norm_eps)
         case "none":
             return nn.Identity()
 

@@ -4,6 +4,7 @@ import ast
 import inspect
 import itertools
 import math
+from collections.abc import Callable
 from typing import Any
 from unittest.mock import Mock
 
@@ -18,7 +19,17 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 from transformers.activations import ACT2FN
 
 from stages.core import kernels, transformer
-from stages.core.kernels import FEW_TOKENS, Dropout, attend, drop, fused_attention, random_words, seed_dropout
+from stages.core.kernels import (
+    FEW_TOKENS,
+    Dropout,
+    attend,
+    drop,
+    fused_attention,
+    random_words,
+    rms_norm,
+    seed_dropout,
+    squared_relu,
+)
 from stages.core.kv_cache import KeyValueCache
 from stages.core.transformer import (
     Attention,
@@ -29,7 +40,6 @@ from stages.core.transformer import (
     rotary_positions,
     rotate,
     sinusoidal_positions,
-    squared_relu,
 )
 
 TOY: dict[str, Any] = {
@@ -374,10 +384,33 @@ def test_logits_and_gradients_equal_llama_and_with_qk_norm_qwen3(n_kv_heads: int
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("shape", [(5, 16), (2, 3, 16), (2, 4, 3, 8)])
+@pytest.mark.parametrize("scale", [0.0, 1e-6, 1.0, 1e4])
+def test_rms_norm_in_few_passes_equals_its_definition_with_gradients(shape: tuple[int, ...], scale: float) -> None:
+    x, weight = torch.randn(shape) * scale, torch.randn(shape[-1])
+    toward = torch.randn(shape)
+
+    def with_gradients(norm: Callable[[Tensor, Tensor], Tensor], dtype: torch.dtype) -> list[Tensor]:
+        inputs = [value.detach().to(dtype).requires_grad_() for value in (x, weight)]
+        y = norm(*inputs)
+        return [y, *torch.autograd.grad(y, inputs, toward.to(dtype))]
+
+    found = with_gradients(lambda x, weight: rms_norm(x, weight, 1e-5), torch.float32)
+    expected = with_gradients(
+        lambda x, weight: weight * x / (x.square().mean(-1, keepdim=True) + 1e-5).sqrt(), torch.double
+    )
+    assert "RootMeanSquare" in type(found[0].grad_fn).__name__
+    for ours, exact in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours.double(), exact, rtol=1e-4, atol=1e-5 * float(exact.detach().abs().max()))
+    torch.testing.assert_close(rms_norm(x, weight, 1e-5), found[0].detach())
+
+
 def test_squared_relu_equals_that_of_transformers() -> None:
     x = torch.randn(50, requires_grad=True)
     ours, theirs = squared_relu(x), ACT2FN["relu2"](x)
+    assert "SquaredRelu" in type(ours.grad_fn).__name__
     torch.testing.assert_close(ours, theirs)
+    torch.testing.assert_close(squared_relu(x.detach()), theirs)
     torch.testing.assert_close(*(torch.autograd.grad(y.sum(), x) for y in (ours, theirs)))
     feed_forward = TwoLayerFeedForward(make(GPT2, feed_forward="relu2").config)
     y = torch.randn(2, 3, 16)
