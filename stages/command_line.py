@@ -22,6 +22,7 @@ from stages.errors import Stopped, UserError
 LOG = logging.getLogger(__name__)
 
 _INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+_OTHER_FIX = "put that right, then type the same again; with --verbose it says where it arose"
 _FIXES = {
     errno.ENOSPC: "free some space, for example with `dvc gc --workspace`",
     errno.EDQUOT: "free some space, for example with `dvc gc --workspace`",
@@ -33,6 +34,11 @@ _FIXES = {
     errno.ENAMETOOLONG: "give a shorter path",
     errno.ELOOP: "its links lead in a circle",
     errno.ENXIO: "a file is expected there",  # and a socket is
+    errno.EEXIST: "it is in the way: move it elsewhere",
+    errno.EIO: "the disk, or the network that it is on, fails",
+    errno.ESTALE: "the disk, or the network that it is on, fails",
+    errno.EMFILE: "raise the limit of open files: ulimit -n 4096",
+    errno.ENOMEM: "free some memory",
 }
 
 # Control characters move the cursor, colour the screen or retitle the window; the others reverse the text's direction.
@@ -57,6 +63,9 @@ def run(main: Callable[[], None]) -> None:
         gc.freeze()
         gc.enable()
     _handle_signals()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal of one alphabet gets the others' letters as their codes
+            stream.reconfigure(errors="backslashreplace")
     try:
         main()
         sys.stdout.flush()
@@ -75,10 +84,11 @@ def run(main: Callable[[], None]) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except OSError as error:
-        if error.errno not in _FIXES:
+        if error.errno is None:  # raised by a library's code, not by the system
             raise
+        LOG.info("where the error arose", exc_info=True)
         where = f"{str(error.filename)[:_LONGEST_PATH]}: " if error.filename else ""
-        sys.exit(f"error: {visible(where)}{error.strerror}; {_FIXES[error.errno]}")
+        sys.exit(f"error: {visible(where)}{error.strerror}; {_FIXES.get(error.errno, _OTHER_FIX)}")
 
 
 def _handle_signals() -> None:

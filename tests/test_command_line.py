@@ -135,6 +135,10 @@ def start(body: str, *arguments: str) -> "subprocess.Popen[str]":
      "error: No space left on device; free some space, for example with `dvc gc --workspace`\n"),
     ("raise OSError(errno.EROFS, 'Read-only file system', 'data/model')", 1,
      "error: data/model: Read-only file system; the project must lie where it can be written\n"),
+    ("raise OSError(errno.EIO, 'Input/output error')", 1,
+     "error: Input/output error; the disk, or the network that it is on, fails\n"),
+    ("os.rmdir('stages')", 1,
+     "error: stages: Directory not empty; put that right, then type the same again; with --verbose it says where it arose\n"),
     ("os.kill(os.getpid(), signal.SIGTERM)", 143, "stopped by SIGTERM\n"),
     ("os.kill(os.getpid(), signal.SIGHUP)", 129, "stopped by SIGHUP\n"),
     ("os.kill(os.getpid(), signal.SIGINT)", 130, "interrupted\n"),
@@ -171,6 +175,20 @@ def test_an_interruption_of_a_slow_import_is_told_in_a_word(module: str, code: s
     )
     assert done.stderr == "interrupted\n"
     assert done.returncode == -signal.SIGINT
+
+
+@pytest.mark.parametrize("end", ["run", "run_stage"])
+def test_a_terminal_of_one_alphabet_gets_other_letters_as_their_codes(end: str) -> None:
+    body = "print('na\\u00efve \\U0001f642'); raise UserError('\\U0001f642 \\udcff')"
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM.format(body=body).replace("command_line.run(", f"command_line.{end}(")],
+        cwd=ROOT,
+        env=clean_environment() | {"PYTHONIOENCODING": "latin-1"},
+        capture_output=True,
+        check=False,
+    )
+    assert done.stdout == b"na\xefve \\U0001f642\n"
+    assert done.stderr == b"error: \\U0001f642 \\udcff\n"
 
 
 def test_a_reader_that_has_had_enough_is_no_error() -> None:

@@ -11,7 +11,7 @@ import pydantic
 
 from stages.artifacts.dvc_yaml import flatten, parameter, read_stage
 from stages.artifacts.metrics_json import read_json
-from stages.artifacts.regular_file import check_file
+from stages.artifacts.regular_file import check_file, files_below
 from stages.errors import UserError
 from stages.parameters import read_all
 
@@ -108,7 +108,7 @@ def md5(path: Path) -> str:
     if path.is_dir():
         says = next((path / name for name in FOLDER_FILES if (path / name).exists()), None)
         if says is None:
-            names = sorted(each.relative_to(path).as_posix() for each in path.rglob("*") if each.is_file())
+            names = sorted(each.relative_to(path).as_posix() for each in files_below(path) if each.is_file())
             listed = json.dumps([{"md5": md5(path / name), "relpath": name} for name in names])
             return hashlib.md5(listed.encode(), usedforsecurity=False).hexdigest() + ".dir"
         path = says

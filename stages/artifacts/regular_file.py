@@ -1,7 +1,9 @@
 """Regular files: what is none is refused before it is opened (a pipe would be waited for), and what is one has a hash."""
 
 import hashlib
+import os
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 
 from stages.errors import UserError
@@ -26,3 +28,9 @@ def hash_file(path: Path) -> str:
     """Return the SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def files_below(folder: Path) -> Iterator[Path]:
+    """Yield what is in a folder and in those below it; one that is deleted meanwhile, or cannot be read, has nothing."""
+    for parent, _, names in os.walk(folder):  # Path.rglob fails where a folder goes away
+        yield from (Path(parent, name) for name in names)

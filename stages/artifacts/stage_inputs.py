@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import stages
 from stages.artifacts.dvc_yaml import DVC_FILE, StageDefinition, flatten, parameter, read_stage
 from stages.artifacts.provenance_json import md5
+from stages.artifacts.regular_file import files_below
 from stages.errors import UserError
 from stages.parameters import PARAMETERS_FILE, read_all
 
@@ -110,7 +111,7 @@ class StageInputs:
         ignored = _ignored_names()
         states: dict[Path, FileState] = {}
         for dep in self._definition.deps:
-            for path in sorted(dep.rglob("*")) if dep.is_dir() else [dep]:
+            for path in sorted(files_below(dep)) if dep.is_dir() else [dep]:
                 if not any(fnmatch(part, name) for part in path.relative_to(dep).parts for name in ignored):
                     try:
                         states |= _read_state(path)

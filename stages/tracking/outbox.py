@@ -7,6 +7,7 @@ is, so that no run is without one. Sending is given as a function: this module k
 
 import json
 import os
+import re
 import shutil
 import sys
 import threading
@@ -33,7 +34,11 @@ RETRY_SECONDS = 10.0
 REQUEST_SECONDS = 60.0  # how long the end of a training waits for a request under way
 
 _STATE = "outbox.json"
+_POINTS = "points.jsonl"
+_SENDING = "sending.jsonl"  # while points are added to the other file
 _INT64 = 2**63
+_NAME = re.compile(r"\w+(/\w+)*")  # of a curve; a store would refuse all points that are sent with one of another name
+_LONGEST_NAME = 250
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
@@ -51,13 +56,23 @@ class Point(NamedTuple):
 Send = Callable[[Sequence[Point]], None]
 
 
+class DatasetDescription(pydantic.BaseModel):
+    """The dataset of a training, as MLflow wants it."""
+
+    name: str
+    digest: str
+    source_type: str
+    source: str
+    profile: str
+
+
 class RunDescription(pydantic.BaseModel):
     """What a run is made with, so that a store that has lost it gets it again."""
 
     name: str
     tags: Mapping[str, str]
     parameters: Mapping[str, str] = {}
-    dataset: Mapping[str, str] | None = None
+    dataset: DatasetDescription | None = None
 
 
 class _State(pydantic.BaseModel):
@@ -79,8 +94,8 @@ class Outbox:
         self._lock = lock
         self._state = state
         self._folder = Path(lock.lock_file).parent
-        self._points = self._folder / "points.jsonl"
-        self._sending = self._folder / "sending.jsonl"  # while points are added to the other file
+        self._points = self._folder / _POINTS
+        self._sending = self._folder / _SENDING
         self._files = self._folder / "files"
         self._adding = threading.Lock()
         self._in_memory: list[Point] = []  # what a full disk did not take
@@ -131,12 +146,14 @@ class Outbox:
             if not (folder / _STATE).exists():  # another process was faster
                 lock.release()
                 return None
-            check_file(folder / _STATE, "delete it")  # a pipe would be waited for
+            names = (_STATE, _POINTS, _SENDING)
+            damaged = next((folder / name for name in names if _is_no_file(folder / name)), folder / _STATE)
+            check_file(damaged, "delete it")  # a pipe would be waited for
             return cls(lock, _State.model_validate_json((folder / _STATE).read_bytes()))
         except Timeout:
             return None
         except (pydantic.ValidationError, UserError):
-            cls._set_aside(folder)
+            cls._set_aside(folder, damaged.name)
             lock.release()
         except OSError as error:
             if folder.exists():
@@ -144,7 +161,7 @@ class Outbox:
         return None
 
     @classmethod
-    def _set_aside(cls, folder: Path) -> None:
+    def _set_aside(cls, folder: Path, damaged: str) -> None:
         """Move a damaged outbox away, and say so; where that fails, too."""
         places = project_root() / DAMAGED
         place = places / folder.name
@@ -157,7 +174,7 @@ class Outbox:
             print(f"{folder}/: damaged, and cannot be moved to {places}/: {error.strerror}; delete it", file=sys.stderr)
             return
         message = (
-            f"{place}/: moved there, as its {_STATE} is damaged: what it holds was not sent to MLflow; "
+            f"{place}/: moved there, as its {damaged} is damaged: what it holds was not sent to MLflow; "
             "delete it when you have looked at it"
         )
         print(message, file=sys.stderr)
@@ -279,7 +296,7 @@ class Outbox:
     def files(self) -> Iterator[tuple[Path, Path]]:
         """Yield each file that was kept, and the path that it had."""
         for path in sorted(self._files.rglob("*")):
-            if path.is_file():
+            if path.is_file() and not path.is_symlink():
                 yield path, path.relative_to(self._files)
         yield from ((path, path) for path in self._not_copied)
 
@@ -397,6 +414,11 @@ class Sender:
                     self._outbox.sync()
 
 
+def _is_no_file(path: Path) -> bool:
+    """Return whether something else than a file has the name, a link to nothing among them."""
+    return os.path.lexists(path) and not path.is_file()
+
+
 def _parse(lines: Iterator[str]) -> Iterator[Point]:
     """Yield the points that are whole; a process that was killed, or a power cut, may have torn a line."""
     for line in lines:
@@ -411,6 +433,8 @@ def _is_point(point: Point) -> bool:
     numbers: Sequence[Any] = (value, *whole)
     return (
         isinstance(name, str)
+        and len(name) <= _LONGEST_NAME
+        and _NAME.fullmatch(name) is not None
         and all(isinstance(number, int | float) and not isinstance(number, bool) for number in numbers)
         and all(isinstance(number, int) and -_INT64 <= number < _INT64 for number in whole)
     )

@@ -23,7 +23,7 @@ from stages.artifacts.provenance_json import Provenance
 from stages.errors import UserError
 from stages.parameters import read_all
 from stages.tracking.logged_model import model_of_run
-from stages.tracking.outbox import BATCH, REQUEST_SECONDS, Outbox, Point, RunDescription, Sender
+from stages.tracking.outbox import BATCH, REQUEST_SECONDS, DatasetDescription, Outbox, Point, RunDescription, Sender
 from stages.tracking.run_tags import (
     FINGERPRINT_TAG,
     LONGEST_NAME,
@@ -396,13 +396,13 @@ def _create_training_run(
         name=name_run(provenance, values),
         tags=run_tags(provenance),
         parameters={item.key: item.value for item in run_parameters(values)},
-        dataset={
-            "name": dataset_path.name,
-            "digest": provenance.dependencies[str(dataset_path)],
-            "source_type": "local",
-            "source": json.dumps({"uri": str(dataset_path)}),
-            "profile": (dataset_path / "metadata.json").read_text(encoding="utf-8"),
-        },
+        dataset=DatasetDescription(
+            name=dataset_path.name,
+            digest=provenance.dependencies[str(dataset_path)],
+            source_type="local",
+            source=json.dumps({"uri": str(dataset_path)}),
+            profile=(dataset_path / "metadata.json").read_text(encoding="utf-8"),
+        ),
     )
     run, outbox = _create_run(client, experiment_id, description, ended=ended)
     remember_run_name(provenance.fingerprint, description.name)
@@ -435,7 +435,7 @@ def _create_described_run(client: MlflowClient, experiment_id: str, outbox: Outb
         for first in range(0, len(parameters), PARAMETERS_AT_ONCE):
             client.log_batch(run.info.run_id, params=parameters[first : first + PARAMETERS_AT_ONCE])
         if description.dataset is not None:
-            _log_dataset(client, run.info.run_id, Dataset(**description.dataset))
+            _log_dataset(client, run.info.run_id, Dataset(**description.dataset.model_dump()))
     except BaseException:
         outbox.keep_end("FAILED")
         with suppress(Exception):

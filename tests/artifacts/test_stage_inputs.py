@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +138,25 @@ def test_files_that_come_and_go_in_a_folder_are_seen_and_those_of_editors_are_no
     Path("data/dataset/train.safetensors").unlink()
     told = ["data/dataset/test.safetensors was added", "data/dataset/train.safetensors was removed"]
     assert before.changes() == told
+
+
+def test_folders_that_come_and_go_while_they_are_looked_through_are_no_error() -> None:
+    ended = threading.Event()
+
+    def come_and_go() -> None:
+        while not ended.is_set():
+            for number in range(20):
+                Path(f"data/dataset/{number}/a/b").mkdir(parents=True, exist_ok=True)
+            shutil.rmtree("data/dataset", ignore_errors=True)
+
+    other = threading.Thread(target=come_and_go)
+    other.start()
+    try:
+        for _ in range(200):
+            StageInputs("train")
+    finally:
+        ended.set()
+        other.join()
 
 
 def test_many_changes_are_counted() -> None:

@@ -393,7 +393,15 @@ def test_a_store_that_is_deleted_during_a_training_gets_the_run_again(
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"\0" * 100, b"[]", b"{", b'{"store": 3}', b'{"store": "s", "experiment_id": "1", "run_id": "../x"}'],
+    [
+        b"",
+        b"\0" * 100,
+        b"[]",
+        b"{",
+        b'{"store": 3}',
+        b'{"store": "s", "experiment_id": "1", "run_id": "../x"}',
+        b'{"store": "s", "experiment_id": "1", "description": {"name": "a", "tags": {}, "dataset": {"name": "d"}}}',
+    ],
 )
 def test_a_damaged_outbox_is_reported_once_and_blocks_nothing(
     content: bytes, workspace: Path, capsys: pytest.CaptureFixture[str]
@@ -435,6 +443,53 @@ def test_a_damaged_outbox_blocks_nothing_whatever_is_in_its_way(
     with runs.start_training_run(provenance(), DATASET):
         pass
     assert "Traceback" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["points.jsonl", "sending.jsonl"])
+@pytest.mark.parametrize("obstacle", ["a pipe", "a folder", "a link to nothing", "a link to a device"])
+def test_what_is_in_the_place_of_points_blocks_neither_others_nor_the_run_itself(
+    name: str, obstacle: str, workspace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = left_behind()
+    (state,) = (workspace / outbox.FOLDER).glob("*/outbox.json")
+    place = state.with_name(name)
+    place.unlink(missing_ok=True)
+    match obstacle:
+        case "a pipe":
+            os.mkfifo(place)
+        case "a folder":
+            place.mkdir()
+        case "a link to nothing":
+            place.symlink_to("nothing/at/all")
+        case "a link to a device":
+            place.symlink_to("/dev/zero")
+    with runs.start_training_run(provenance(), DATASET, run.id) as resumed:
+        assert resumed.id == run.id
+        resumed.log_metrics({"train_loss": 1.0}, 2)
+    assert f"moved there, as its {name} is damaged" in capsys.readouterr().err
+    assert runs.send_left_behind() == []
+    assert history("train_loss") == [[1.0]]
+
+
+@pytest.mark.parametrize("name", ["", "a b*", "../a", "/a", "a//b", "a\n", "a\0b", "x" * 5000, "\ud800"])
+def test_a_point_whose_name_a_store_refuses_keeps_no_other_from_it(name: str, workspace: Path) -> None:
+    left_behind()
+    (points,) = (workspace / outbox.FOLDER).glob("*/points.jsonl")
+    with points.open("a") as file:
+        file.write(json.dumps([name, 1.0, 1, 2]) + "\n")
+    assert "marked as killed" in runs.send_left_behind()[0]
+    assert history("train_loss") == [[1.0]]
+    assert all_runs()[0].data.metrics.keys() == {"train_loss"}
+
+
+def test_a_link_among_kept_files_is_not_followed(workspace: Path) -> None:
+    run = left_behind()
+    (state,) = (workspace / outbox.FOLDER).glob("*/outbox.json")
+    (workspace / "secret").write_text("of the user")
+    state.with_name("files").mkdir()
+    state.with_name("files").joinpath("link").symlink_to(workspace / "secret")
+    runs.send_left_behind()
+    assert MlflowClient(tracking_uri()).list_artifacts(run.id) == []
 
 
 def test_points_that_are_none_are_passed_over(workspace: Path) -> None:
