@@ -81,7 +81,7 @@ def write_gguf(folder: Path, model: SavedModel, vocabulary: Vocabulary) -> None:
         UserError: gguf is not installed, or llama.cpp cannot compute the model or cut its texts.
     """
     config = model.network.config
-    twin = _gguf_twin(config)
+    twin = gguf_twin(config)
     _refuse_vocabulary(vocabulary)
     gguf = require("gguf", "to write for llama.cpp")
     folder.mkdir(parents=True, exist_ok=True)
@@ -124,7 +124,12 @@ def _neighbours(rows: Tensor, head_dim: int) -> Tensor:
     return halves.transpose(1, 2).flatten(0, 2)
 
 
-def _gguf_twin(config: TransformerConfig) -> Twin:
+def gguf_twin(config: TransformerConfig) -> Twin:
+    """Return the architecture of llama.cpp whose computation is the same.
+
+    Raises:
+        UserError: there is none; the message names the parameter in the way.
+    """
     twin = find_twin(config)
     if config.feed_forward != FEED_FORWARDS[twin]:
         raise UserError(

@@ -41,22 +41,40 @@ ACTIVATIONS = {
     "gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "relu2": "relu2", "silu": "swiglu",
     "swish": "swiglu",
 }  # fmt: skip
-# Where a class has what ours compute in one way only; another value is refused by its name.
-_GPT2_FIXED = {
-    "scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False,
-    "add_cross_attention": False,
+# What a key of config.json is where it is absent, by transformers' classes. Sizes have no value here: they must be present.
+_ROTARY_DEFAULTS = {
+    "num_key_value_heads": None, "tie_word_embeddings": False, "hidden_act": "silu",
+    "rope_theta": 10000.0, "partial_rotary_factor": 1.0,
 }  # fmt: skip
-_ROTARY_FIXED = {
+_BIAS_DEFAULTS = {"attention_bias": False, "mlp_bias": False}
+DEFAULTS: dict[Twin, dict[str, Any]] = {
+    "gpt2": {
+        "n_inner": None, "tie_word_embeddings": True, "activation_function": "gelu_new", "layer_norm_epsilon": 1e-5,
+        "scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False,
+    },
+    "llama": _ROTARY_DEFAULTS | _BIAS_DEFAULTS | {"rms_norm_eps": 1e-6},
+    "qwen3": _ROTARY_DEFAULTS | {
+        "attention_bias": False, "num_key_value_heads": 32, "head_dim": 128, "rms_norm_eps": 1e-6,
+        "use_sliding_window": False,
+    },
+    "arcee": _ROTARY_DEFAULTS | _BIAS_DEFAULTS | {"hidden_act": "relu2", "rms_norm_eps": 1e-5},
+    "nemotron": _ROTARY_DEFAULTS | _BIAS_DEFAULTS | {
+        "hidden_act": "relu2", "norm_eps": 1e-5, "partial_rotary_factor": 0.5,
+    },
+    "stablelm": _ROTARY_DEFAULTS | {
+        "num_key_value_heads": 32, "layer_norm_eps": 1e-5, "partial_rotary_factor": 0.25,
+        "use_parallel_residual": False, "qk_layernorm": False, "use_qkv_bias": False,
+    },
+}  # fmt: skip
+# Where a class can do what this project cannot; another value is refused by its name.
+_FIXED = {
+    "scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False,
     "partial_rotary_factor": 1.0, "use_parallel_residual": False, "qk_layernorm": False, "use_qkv_bias": False,
-    "sliding_window": None, "use_sliding_window": False,
+    "sliding_window": None, "use_sliding_window": False, "rope_type": "default",
 }  # fmt: skip
+_NORM_EPS = ("layer_norm_epsilon", "rms_norm_eps", "norm_eps", "layer_norm_eps")
+_ROPE_KEYS = {"rope_theta", "rope_type", "partial_rotary_factor"}
 _LARGEST_SIZE = 2**31
-# How each class names a norm's epsilon, and what it is where config.json does not say it.
-_NORM_EPS = {
-    "gpt2": ("layer_norm_epsilon", 1e-5), "llama": ("rms_norm_eps", 1e-6), "qwen3": ("rms_norm_eps", 1e-6),
-    "arcee": ("rms_norm_eps", 1e-5), "nemotron": ("norm_eps", 1e-5), "stablelm": ("layer_norm_eps", 1e-5),
-}  # fmt: skip
-_ROPE_THETA = 10000.0
 _BUFFERS = re.compile(r"\.attn\.(?:masked_)?bias$|rotary_emb\.inv_freq$")  # that older files hold beside the weights
 
 
@@ -124,80 +142,114 @@ def shape_of(folder: Path, values: dict[str, Any]) -> dict[str, Any]:
     Raises:
         UserError: a class or a value that this project does not have, by its name in config.json.
     """
-    kind, path = str(values.get("model_type")), folder / CONFIG
-    if kind not in get_args(Twin):
-        raise UserError(f"{path}: model_type: found {kind!r}, allowed: {', '.join(get_args(Twin))}")
-    gpt2 = kind == "gpt2"
-    rope = values.get("rope_parameters") or values.get("rope_scaling") or {}
-    if not isinstance(rope, dict):
-        raise UserError(f"{path}: rope_parameters: found {rope!r}, allowed: keys and values")
-    rope_type = rope.get("rope_type", rope.get("type", "default"))  # the latter in older files
-    if rope_type != "default":
-        raise UserError(f"{path}: rope_type: found {rope_type!r}, allowed: 'default'")
-    for name, allowed in (_GPT2_FIXED if gpt2 else _ROTARY_FIXED).items():
-        found = values.get(name, rope.get(name, allowed))
-        if found != allowed:
-            raise UserError(f"{path}: {name}: found {found!r}, allowed: {allowed!r}")
-    activation = values.get("activation_function" if gpt2 else "hidden_act", "gelu_new" if gpt2 else "silu")
+    path = folder / CONFIG
+    if values.get("model_type") not in get_args(Twin):
+        raise UserError(
+            f"{path}: model_type: found {str(values.get('model_type'))!r}, allowed: {', '.join(get_args(Twin))}"
+        )
+    twin: Twin = values["model_type"]
+    gpt2 = twin == "gpt2"
+    values = _with_defaults(path, twin, values)
+    _refuse_other_computations(path, values)
+    activation = values["activation_function" if gpt2 else "hidden_act"]
     if not isinstance(activation, str) or activation not in ACTIVATIONS:
         raise UserError(f"{path}: found the activation {activation!r}, allowed: {', '.join(ACTIVATIONS)}")
     try:
-        shape = _gpt2_shape(values) if gpt2 else _rotary_shape(values, kind)
+        shape = _gpt2_shape(values) if gpt2 else _rotary_shape(values, twin)
     except KeyError as error:
         raise UserError(f"{path}: {error.args[0]} is missing, as in a config.json that is damaged") from None
+    shape |= {
+        "norm_eps": next(values[name] for name in _NORM_EPS if name in DEFAULTS[twin]),
+        "feed_forward": ACTIVATIONS[activation],
+        "output_projection": True,
+        "bias": gpt2 or values.get("attention_bias", False),
+        "qk_norm": twin == "qwen3",
+    }
     _refuse_other_kinds(path, shape)
     width, heads = shape["d_model"], shape["n_heads"]
     if values.get("head_dim") not in (None, width // heads):
         raise UserError(
             f"{path}: head_dim: found {values['head_dim']}, allowed: {width // heads}, its width for each head"
         )
-    biases = {bool(values[name]) for name in ("attention_bias", "mlp_bias") if name in values}
-    if len(biases) > 1:
+    return shape
+
+
+def _with_defaults(path: Path, twin: Twin, found: dict[str, Any]) -> dict[str, Any]:
+    """Return all values of a config.json, the parameters of rotary positions among the others.
+
+    As in transformers, rope_scaling, the name in older files, counts before rope_parameters, and what either has before
+    the key of the same name outside.
+
+    Raises:
+        UserError: the parameters of rotary positions are of a kind that this project does not have.
+    """
+    rope = found.get("rope_scaling") or found.get("rope_parameters") or {}
+    if not isinstance(rope, dict):
+        raise UserError(f"{path}: rope_parameters: found {rope!r}, allowed: keys and values")
+    if "type" in rope:
+        rope = {"rope_type": rope["type"]} | {name: value for name, value in rope.items() if name != "type"}
+    values = DEFAULTS[twin] | found | {name: rope[name] for name in _ROPE_KEYS if name in rope}
+    other = sorted(set(rope) - _ROPE_KEYS)
+    if other and values.get("rope_type", "default") == "default":
+        raise UserError(f"{path}: rope_parameters: found {other[0]!r}, allowed: {', '.join(sorted(_ROPE_KEYS))}")
+    return values
+
+
+def _refuse_other_computations(path: Path, values: dict[str, Any]) -> None:
+    """Check that a class computes what this project does.
+
+    Raises:
+        UserError: it does not, by the key of config.json that says so.
+    """
+    for name, allowed in _FIXED.items():
+        if values.get(name, allowed) != allowed:
+            raise UserError(f"{path}: {name}: found {values[name]!r}, allowed: {allowed!r}")
+    layers = values.get("layer_types") or []
+    if not isinstance(layers, list) or any(layer != "full_attention" for layer in layers):
+        raise UserError(f"{path}: layer_types: found {str(layers)[:100]}, allowed: full_attention for each layer")
+    attention, feed_forward = (values.get(name, False) for name in _BIAS_DEFAULTS)
+    if attention != feed_forward:
         raise UserError(
-            f"{path}: found attention_bias {values['attention_bias']} and mlp_bias {values['mlp_bias']}, allowed: both alike"
+            f"{path}: found attention_bias {attention!r} and mlp_bias {feed_forward!r}, allowed: both alike"
         )
-    eps_name, eps = _NORM_EPS[kind]
-    return shape | {
-        "norm_eps": values.get(eps_name, eps),
-        "rope_theta": values.get("rope_theta", rope.get("rope_theta", _ROPE_THETA)),
-        "feed_forward": ACTIVATIONS[activation],
-        "output_projection": True,
-        "bias": gpt2 or True in biases,
-        "qk_norm": kind == "qwen3",
-    }
 
 
 def _gpt2_shape(values: dict[str, Any]) -> dict[str, Any]:
     return {
         "context_length": values["n_positions"], "d_model": values["n_embd"], "n_layers": values["n_layer"],
-        "n_heads": values["n_head"], "n_kv_heads": None, "d_ff": values.get("n_inner"),
-        "norm": "layer", "positions": "learned", "tie_embeddings": values.get("tie_word_embeddings", True),
+        "n_heads": values["n_head"], "n_kv_heads": None, "d_ff": values["n_inner"],
+        "norm": "layer", "positions": "learned", "rope_theta": _ROTARY_DEFAULTS["rope_theta"],
+        "tie_embeddings": values["tie_word_embeddings"],
     }  # fmt: skip
 
 
-def _rotary_shape(values: dict[str, Any], kind: str) -> dict[str, Any]:
+def _rotary_shape(values: dict[str, Any], twin: Twin) -> dict[str, Any]:
     return {
         "context_length": values["max_position_embeddings"], "d_model": values["hidden_size"],
         "n_layers": values["num_hidden_layers"], "n_heads": values["num_attention_heads"],
-        "n_kv_heads": values.get("num_key_value_heads"), "d_ff": values["intermediate_size"],
-        "norm": "layer" if kind in ("nemotron", "stablelm") else "rms", "positions": "rotary",
-        "tie_embeddings": values.get("tie_word_embeddings", False),
+        "n_kv_heads": values["num_key_value_heads"], "d_ff": values["intermediate_size"],
+        "norm": "layer" if twin in ("nemotron", "stablelm") else "rms", "positions": "rotary",
+        "rope_theta": values["rope_theta"], "tie_embeddings": values["tie_word_embeddings"],
     }  # fmt: skip
 
 
 def _refuse_other_kinds(path: Path, shape: dict[str, Any]) -> None:
-    """Check the sizes that a config.json gives, before anything is computed from them.
+    """Check the sizes and numbers that a config.json gives, before anything is computed from them.
 
     Raises:
-        UserError: one is no size.
+        UserError: one is no size or no number.
     """
     for key in ("context_length", "d_model", "n_layers", "n_heads", "n_kv_heads", "d_ff"):
         size = shape[key]
         optional = size is None and key in {"n_kv_heads", "d_ff"}
         if not optional and (type(size) is not int or not 1 <= size <= _LARGEST_SIZE):
             raise UserError(f"{path}: {key}: found {str(size)[:50]!r}, allowed: a whole number from 1")
-    if type(shape["tie_embeddings"]) is not bool:
-        raise UserError(f"{path}: tie_word_embeddings: found {shape['tie_embeddings']!r}, allowed: true or false")
+    for key in ("norm_eps", "rope_theta"):
+        if type(shape[key]) not in (int, float):
+            raise UserError(f"{path}: {key}: found {str(shape[key])[:50]!r}, allowed: a number")
+    for key in ("tie_embeddings", "bias"):
+        if type(shape[key]) is not bool:
+            raise UserError(f"{path}: {key}: found {str(shape[key])[:50]!r}, allowed: true or false")
 
 
 def _refuse_other_shape(folder: Path, found: dict[str, Any], config: TransformerConfig) -> None:

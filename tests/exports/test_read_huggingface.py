@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 
+from stages.artifacts.metrics_json import read_json
 from stages.artifacts.model_weights import write_model
 from stages.artifacts.provenance_json import Provenance, md5
 from stages.artifacts.vocabulary_json import VOCABULARY_FILE, write_vocabulary
@@ -21,8 +22,8 @@ from stages.core.vocabulary import Vocabulary, VocabularyParams
 from stages.core.vocabulary_building import build_vocabulary
 from stages.errors import UserError
 from stages.exports.huggingface import write_huggingface
-from stages.exports.read_huggingface import read_huggingface, start_weights
-from stages.exports.twins import find_twin, twin_weights, weights_of_twin
+from stages.exports.read_huggingface import DEFAULTS, read_huggingface, shape_of, start_weights
+from stages.exports.twins import Twin, find_twin, twin_weights, weights_of_twin
 from stages.load import load
 from stages.train import start_folder
 from tests.exports.test_exports import CONTEXT, LLAMA, TWINS, VOCABULARIES, random_model, shapes_of
@@ -299,15 +300,77 @@ def test_another_epsilon_and_another_base_of_rotary_positions_come_in_and_go_out
     assert (saved.network.config.norm_eps, saved.network.config.rope_theta) == (eps, theta)
 
 
-@pytest.mark.parametrize(
-    ("kind", "name", "eps"), [("gpt2", "layer_norm_epsilon", 1e-5), ("llama", "rms_norm_eps", 1e-6)]
-)
-def test_an_epsilon_that_is_absent_is_that_of_its_class(kind: str, name: str, eps: float, tmp_path: Path) -> None:
-    foreign(kind, tmp_path, VOCABULARY)
-    config = json.loads((tmp_path / "config.json").read_text())
-    del config[name]
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    assert read_huggingface(tmp_path)[0].network.config.norm_eps == eps
+EXAMPLES: dict[str, dict[str, Any]] = {
+    "gpt2": {"positions": "learned", "norm": "layer", "feed_forward": "gelu_tanh", "bias": True},
+    "llama": {},
+    "qwen3": {"qk_norm": True},
+    "arcee": {"feed_forward": "relu2"},
+    "nemotron": {"norm": "layer", "feed_forward": "relu2"},
+    "stablelm": {"norm": "layer"},
+}
+
+
+@pytest.mark.parametrize("twin", EXAMPLES)
+def test_a_key_that_is_absent_has_the_value_of_its_class_or_is_named(twin: str, tmp_path: Path) -> None:
+    """Whether an epsilon, the share of a head that is rotated, or a size; as transformers fills it in."""
+    transformers = pytest.importorskip("transformers")
+    write_huggingface(tmp_path, random_model(LLAMA | EXAMPLES[twin], VOCABULARY), VOCABULARY)
+    config = read_json(tmp_path / "config.json")
+    config |= config.pop("rope_parameters", {})  # as in older files, so that each can be absent alone
+    config_class = type(transformers.AutoConfig.for_model(twin))
+    refused = {}
+    for absent in config:
+        values = {name: value for name, value in config.items() if name != absent}
+        try:
+            found = shape_of(tmp_path, values)
+        except UserError as error:
+            refused[absent] = str(error)
+            continue
+        filled_in = shape_of(tmp_path, config_class(**values).to_dict())
+        for shape in (found, filled_in):
+            shape["n_kv_heads"] = shape["n_kv_heads"] or shape["n_heads"]
+        assert found == filled_in, absent
+    assert all(absent in message for absent, message in refused.items()), refused
+    assert ("partial_rotary_factor" in refused) == (twin in {"nemotron", "stablelm"})
+    assert len(refused) < len(config) / 2
+
+
+@pytest.mark.parametrize("twin", TWINS)
+def test_the_defaults_are_those_of_the_installed_classes(twin: Twin) -> None:
+    transformers = pytest.importorskip("transformers")
+    config_class = type(transformers.AutoConfig.for_model(twin))
+    rope = {} if twin == "gpt2" else {"partial_rotary_factor": 1.0} | config_class().rope_parameters
+    found = {name: rope[name] if name in rope else getattr(config_class, name) for name in DEFAULTS[twin]}
+    assert found == DEFAULTS[twin]
+
+
+@pytest.mark.parametrize(("changed", "named"), [
+    ({"rope_scaling": {"rope_type": "linear", "factor": 2.0}}, "rope_type: found 'linear'"),  # it counts first
+    ({"rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 1e6}}}, "found 'full_attention'"),
+    ({"rope_parameters": {"rope_type": "default", "rope_theta": "x"}}, "rope_theta: found 'x'"),
+    ({"layer_types": ["full_attention", "sliding_attention"]}, "layer_types: found"),
+    ({"rms_norm_eps": None}, "norm_eps: found 'None'"),
+    ({"partial_rotary_factor": 0.5}, "partial_rotary_factor: found 0.5"),
+])  # fmt: skip
+def test_rotary_positions_of_another_kind_are_named(changed: dict[str, Any], named: str, tmp_path: Path) -> None:
+    foreign("llama", tmp_path, VOCABULARY)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changed))
+    with pytest.raises(UserError) as refused:
+        read_huggingface(tmp_path)
+    assert named in str(refused.value)
+
+
+def test_a_base_inside_the_rotary_parameters_counts_before_one_outside(tmp_path: Path) -> None:
+    """As in transformers."""
+    transformers = pytest.importorskip("transformers")
+    foreign("llama", tmp_path, VOCABULARY)
+    path = tmp_path / "config.json"
+    config = json.loads(path.read_text())
+    config |= {"rope_theta": 10000.0, "rope_parameters": {"rope_type": "default", "rope_theta": 500.0}}
+    path.write_text(json.dumps(config))
+    assert transformers.AutoConfig.from_pretrained(tmp_path).rope_parameters["rope_theta"] == 500.0
+    assert read_huggingface(tmp_path)[0].network.config.rope_theta == 500.0
 
 
 def test_damaged_weights_are_named(tmp_path: Path) -> None:
