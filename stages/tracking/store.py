@@ -26,7 +26,13 @@ from mlflow.exceptions import MlflowException
 from mlflow.store.db.db_types import DATABASE_ENGINES
 
 from stages.errors import UserError
-from stages.tracking.workspace import masked, project_root, registry_uri, tracking_uri
+from stages.tracking.workspace import (
+    masked,
+    project_root,
+    registry_uri,
+    take_paths_from_main_workspace,
+    tracking_uri,
+)
 
 # MLflow reads these when it is used.
 # With the default of seven retries, of two minutes each, an absent server is noticed after minutes.
@@ -198,7 +204,9 @@ def connect() -> MlflowClient:
         logging.getLogger("mlflow").setLevel(logging.WARNING)
         # It logs the traceback of an error that it raises as well.
         logging.getLogger("mlflow.store").setLevel(logging.CRITICAL)
-    _check_address(uri)
+    _check_address("MLFLOW_TRACKING_URI", uri)
+    _check_address("MLFLOW_REGISTRY_URI", registry_uri())
+    take_paths_from_main_workspace()
     # What MLflow asks for itself, as for a model's requirements, it asks for here.
     mlflow.set_tracking_uri(uri)
     mlflow.set_registry_uri(registry_uri())
@@ -211,8 +219,8 @@ def connect() -> MlflowClient:
 
 @contextmanager
 def _one_at_a_time_on_server(uri: str) -> Iterator[None]:
-    """Ask a database server whether it is there, and keep all workspaces apart that may find it empty, and make its tables."""
-    if not _is_database(uri) or uri.startswith("sqlite"):
+    """Ask whether a database can be opened, and keep all workspaces apart that may find it empty on a server, and make its tables."""
+    if not _is_database(uri):
         yield
         return
     engine = sqlalchemy.create_engine(uri, poolclass=sqlalchemy.NullPool)
@@ -259,17 +267,20 @@ def _connect_to_server(uri: str) -> MlflowClient:
     return client
 
 
-def _check_address(uri: str) -> None:
-    """Refuse a password that would be read as another part of the address, and so be shown.
+def _check_address(variable: str, uri: str) -> None:
+    """Refuse an address of which a part would be read as another one.
 
     Raises:
-        UserError: it would.
+        UserError: a password would be read as the host, and so be shown; a database would end with the process.
     """
+    if uri.startswith("sqlite") and re.match(r"sqlite(\+\w+)?:(//)?(/?$|/:memory:|/file:|/?\?)", uri):
+        found = "a database in memory, which ends with the process" if "/file:" not in uri else "a path within a path"
+        raise UserError(f"{variable}: {uri}: {found}; name a file as in sqlite:///runs.db")
     authority = re.split("[/?#]", uri.partition("://")[2], maxsplit=1)[0]
     cut_short = re.search(r":(?!\d*$)[^]]*$", authority) is not None and "@" not in authority and "@" in uri
     if cut_short or (_is_database(uri) and authority.count("@") > 1):
         raise UserError(
-            f"MLFLOW_TRACKING_URI: {masked(uri)}: write @ / ? # in a name or password as %40 %2F %3F %23, or give a "
+            f"{variable}: {masked(uri)}: write @ / ? # in a name or password as %40 %2F %3F %23, or give a "
             "server's in MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
         )
 

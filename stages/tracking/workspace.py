@@ -17,6 +17,11 @@ FOLDER = Path(".runs")
 _COPIES = Path(".dvc/tmp/exps")
 _SECRET_VARIABLES = ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
 _ADDRESS_VARIABLES = ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")
+# Paths that MLflow, and the libraries that reach its server, database or files, read from the environment.
+_PATH_VARIABLES = (
+    "MLFLOW_TRACKING_SERVER_CERT_PATH", "MLFLOW_TRACKING_CLIENT_CERT_PATH", "REQUESTS_CA_BUNDLE", "SSL_CERT_FILE", "AWS_CA_BUNDLE",
+    "AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE", "GOOGLE_APPLICATION_CREDENTIALS", "PGPASSFILE", "PGSERVICEFILE", "PGSSLROOTCERT",
+)  # fmt: skip
 _DEFAULT_PORTS = {"http": 80, "https": 443, "postgresql": 5432, "mysql": 3306, "mssql": 1433}
 _THIS_MACHINE = ("localhost", "::1")
 
@@ -42,19 +47,29 @@ def registry_uri() -> str:
     return _absolute(address) if address else tracking_uri()
 
 
+def take_paths_from_main_workspace() -> None:
+    """Make the paths of the environment absolute: in one of DVC's temporary copies a relative one would lead to nothing."""
+    for name in _PATH_VARIABLES:
+        if path := os.environ.get(name):
+            os.environ[name] = _from_main_workspace(path)
+
+
+def _from_main_workspace(path: str) -> str:
+    return os.path.normpath(project_root() / os.path.expanduser(path))  # noqa: PTH111 - pathlib's fails where nobody has the name
+
+
 def _absolute(address: str) -> str:
     """Return an address whose path is taken from the main workspace where it is relative."""
-    root = project_root()
     sqlite = re.fullmatch(r"(sqlite(?:\+\w+)?):///(?!/|:memory:|file:)([^?]+)(.*)", address)
     if sqlite:
         dialect, path, query = sqlite.groups()
-        folder, name = os.path.split(os.path.normpath(root / path))
+        folder, name = os.path.split(_from_main_workspace(path))
         encoded = folder.replace("%", "%25").replace("?", "%3F")  # SQLAlchemy decodes it
         if encoded != folder and dialect == "sqlite":
             dialect = "sqlite+pysqlite"  # under the short name MLflow would create a folder of the encoded name
         return f"{dialect}:///{encoded}/{name}{query}"
     if "://" not in address and not address.startswith(("databricks", "uc")):
-        return Path(os.path.normpath(root / address.removeprefix("file:"))).as_uri()
+        return Path(_from_main_workspace(address.removeprefix("file:"))).as_uri()
     return address
 
 

@@ -1,6 +1,7 @@
 """What is said of a store that fails, and how soon."""
 
 import errno
+import os
 import socket
 import struct
 import threading
@@ -169,6 +170,50 @@ def test_a_database_that_is_away_or_silent_is_reported_within_ten_seconds(
             check_store()
         assert time.monotonic() - began < 10
         assert "hunter2" not in str(raised.value)
+
+
+@pytest.mark.parametrize("obstacle", ["a folder", "a pipe", "a link to itself", "a text"])
+def test_a_file_that_is_no_database_is_reported_within_ten_seconds(
+    obstacle: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MLflow itself tries for two minutes to open what cannot be opened."""
+    place = tmp_path / "runs.db"
+    match obstacle:
+        case "a folder":
+            place.mkdir()
+        case "a pipe":
+            os.mkfifo(place)
+        case "a link to itself":
+            place.symlink_to("runs.db")
+        case "a text":
+            place.write_text("no database")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{place}")
+    began = time.monotonic()
+    with pytest.raises(UserError, match=r"runs\.db: (Operational|Database)Error: .*; put that right, then type"):
+        check_store()
+    assert time.monotonic() - began < 10
+
+
+@pytest.mark.parametrize("variable", ["MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI"])
+@pytest.mark.parametrize(
+    "address",
+    [
+        "sqlite://",
+        "sqlite:///",
+        "sqlite+pysqlite://",
+        "sqlite:///:memory:",
+        "sqlite:///?cache=shared",
+        "sqlite:///file:runs.db?uri=true",
+    ],
+)
+def test_a_database_that_would_end_with_the_process_or_with_a_copy_is_refused(
+    address: str, variable: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(variable, address)
+    with pytest.raises(UserError, match=rf"{variable}: .*: a .*; name a file as in sqlite:///runs.db"):
+        check_store()
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Where runs go, whatever way an address or a folder is given, and what is hidden of it."""
 
+import os
 from pathlib import Path
 from urllib.parse import quote
 
@@ -67,6 +68,8 @@ def test_stages_and_commands_of_a_folder_agree_wherever_dvc_has_its_own(
         ("sqlite:///runs.db?timeout=20", "sqlite:///{root}/runs.db?timeout=20"),
         ("sqlite+pysqlite:///runs.db", "sqlite+pysqlite:///{root}/runs.db"),
         ("sqlite:////abs/runs.db", "sqlite:////abs/runs.db"),
+        ("sqlite:///~/runs.db", f"sqlite:///{Path.home()}/runs.db"),
+        ("~/runs", f"file://{Path.home()}/runs"),
         ("sqlite:///:memory:", "sqlite:///:memory:"),
         ("runs", "file://{root}/runs"),
         ("./runs/here", "file://{root}/runs/here"),
@@ -90,6 +93,16 @@ def test_a_relative_address_is_meant_from_the_main_workspace(
     if given_:
         monkeypatch.setenv("MLFLOW_REGISTRY_URI", given_)
         assert registry_uri() == meant.format(root=copy)
+
+
+@pytest.mark.parametrize("name", ["MLFLOW_TRACKING_SERVER_CERT_PATH", "AWS_SHARED_CREDENTIALS_FILE", "PGPASSFILE"])
+@pytest.mark.parametrize(("given_", "meant"), [("ca.pem", "{root}/ca.pem"), ("/etc/ca.pem", "/etc/ca.pem"), ("", "")])
+def test_a_relative_path_of_the_environment_is_meant_from_the_main_workspace(
+    name: str, given_: str, meant: str, copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, given_)
+    connect()
+    assert os.environ[name] == meant.format(root=copy)
 
 
 def test_the_registry_is_the_store_where_no_other_is_named() -> None:
