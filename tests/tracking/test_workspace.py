@@ -18,6 +18,7 @@ from stages.tracking.workspace import (
     remember_run_name,
     run_name,
     store_id,
+    take_paths_from_main_workspace,
     tracking_uri,
 )
 
@@ -101,7 +102,7 @@ def test_a_relative_path_of_the_environment_is_meant_from_the_main_workspace(
     name: str, given_: str, meant: str, copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(name, given_)
-    connect()
+    take_paths_from_main_workspace()
     assert os.environ[name] == meant.format(root=copy)
 
 
