@@ -44,6 +44,7 @@ _FIXES = {
 # Control characters move the cursor, colour the screen or retitle the window; the others reverse the text's direction.
 _TERMINAL_CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 _LONGEST_PATH = 200  # characters of it that a message has
+_LONGEST_MESSAGE = 3000
 _TERMINAL_SECONDS, _LOG_SECONDS = 0.25, 10.0  # between two looks at the progress
 
 Chunk = TypeVar("Chunk", bound=Sized)
@@ -72,7 +73,7 @@ def run(main: Callable[[], None]) -> None:
         LOG.info("done")
     except UserError as error:
         LOG.info("where the error arose", exc_info=True)
-        sys.exit(f"error: {visible(str(error))}")
+        sys.exit(f"error: {visible(_bounded(str(error)))}")
     except Stopped as stopped:
         print(stopped.message + _way_back_from_experiment(), file=sys.stderr)
         raise
@@ -99,6 +100,12 @@ def _handle_signals() -> None:
         number = getattr(signal, name, None)
         if number is not None and signal.getsignal(number) != signal.SIG_IGN:  # as nohup has it
             signal.signal(number, _stop)
+
+
+def _bounded(message: str) -> str:
+    """Return a message without its middle where that is long: a damaged file may hold a value of any length."""
+    half = _LONGEST_MESSAGE // 2
+    return message if len(message) <= _LONGEST_MESSAGE else f"{message[:half]} [...] {message[-half:]}"
 
 
 def visible(text: str) -> str:

@@ -131,6 +131,8 @@ def start(body: str, *arguments: str) -> "subprocess.Popen[str]":
 
 @pytest.mark.parametrize(("body", "code", "told"), [
     ("raise UserError('a.csv: row 3: found 2 cells')", 1, "error: a.csv: row 3: found 2 cells\n"),
+    ("raise UserError('found ' + 'x' * 100_000 + '; delete it')", 1,
+     f"error: found {'x' * 1494} [...] {'x' * 1489}; delete it\n"),
     ("os.write(os.open('/dev/full', os.O_WRONLY), b'x')", 1,
      "error: No space left on device; free some space, for example with `dvc gc --workspace`\n"),
     ("raise OSError(errno.EROFS, 'Read-only file system', 'data/model')", 1,
