@@ -7,6 +7,7 @@ Shapes: B batch, T new tokens, P past tokens, S = P + T, V vocabulary size, K he
 
 from __future__ import annotations
 
+import logging
 import warnings
 from functools import partial
 from typing import TYPE_CHECKING
@@ -41,6 +42,7 @@ def write_onnx(folder: Path, model: SavedModel, vocabulary: Vocabulary) -> None:
         UserError: onnxscript is not installed.
     """
     require("onnxscript", "to write for ONNX Runtime")
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it misses torchvision, which no model of text needs
     folder.mkdir(parents=True, exist_ok=True)
     config = model.network.config
     past = [torch.zeros(2, config.key_value_heads, 2, config.head_dim) for _ in range(2 * config.n_layers)]
@@ -51,6 +53,7 @@ def write_onnx(folder: Path, model: SavedModel, vocabulary: Vocabulary) -> None:
     names = [f"{layer}.{kind}" for layer in range(config.n_layers) for kind in ("key", "value")]
     with torch.no_grad(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="# The axis name")  # one size has one name, that of its first place
+        warnings.filterwarnings("ignore", category=FutureWarning)  # between torch's own parts
         program = torch.onnx.export(
             _WithCache(model.network).eval(), (example, past), dynamo=True, verbose=False,
             input_names=[INPUT, *(f"past_key_values.{name}" for name in names)],
