@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, TypeGuard
 import lightning
 import torch
 
+from stages.training.checkpoint_parts import Rows
 from stages.training.lightning_module import LanguageModel
 from stages.training.plan import TrainingPlan
 
@@ -114,7 +115,8 @@ def _check(found: Any, expected: Any, place: str) -> None:
         case OneOf(options):
             _check_options(found, options, place)
         case torch.Tensor():
-            same = _is_plain(found) and (found.shape, found.dtype) == (expected.shape, expected.dtype)
+            plain = _is_plain(found.own if isinstance(found, Rows) else found)
+            same = plain and (found.shape, found.dtype) == (expected.shape, expected.dtype)
             _require(found, expected, place, same=same)
         case Mapping():
             _require(found, expected, place, same=isinstance(found, Mapping))
@@ -157,7 +159,7 @@ def _is_plain(value: Any) -> TypeGuard[torch.Tensor]:
 
 def _kind(value: Any) -> str:
     """Return what a thing is, in a few words."""
-    if isinstance(value, torch.Tensor):
+    if isinstance(value, torch.Tensor | Rows):
         return f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
     if isinstance(value, list | tuple | Mapping):
         return f"{type(value).__name__} of {len(value)}"

@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -22,6 +22,7 @@ FOLDER = Path(".checkpoints")
 KEPT = 2  # where the newest is damaged, the one before it serves
 _SUFFIX = ".ckpt"
 _HASH_SUFFIX = ".sha256"
+_PART_SUFFIX = ".safetensors"
 
 
 class CheckpointFolder:
@@ -55,6 +56,7 @@ class CheckpointFolder:
                 holder.write_text(str(os.getpid()), encoding="utf-8")
                 for unfinished in self.path.glob(f"*{PARTIAL_SUFFIX}"):  # of a process that was killed
                     unfinished.unlink()
+                self._delete_lone_parts()
                 yield
             finally:
                 if not self._all():
@@ -63,7 +65,7 @@ class CheckpointFolder:
     def newest(self) -> Path | None:
         """Return the newest checkpoint that is whole; None where there is none."""
         for path in self._all():
-            if hash_file(path) == _recorded_hash(path):
+            if _is_whole(path):
                 return path
             print(f"{path}: damaged, as by a power cut; trying the one before it", file=sys.stderr)
         return None
@@ -73,14 +75,14 @@ class CheckpointFolder:
         return self.path / f"{step:012d}{_SUFFIX}"
 
     def forget_old(self, kept: int = KEPT) -> None:
-        """Delete all but the newest checkpoints."""
+        """Delete all but the newest checkpoints, and parts of those that were not finished."""
         for path in self._all()[kept:]:
             _delete(path)
+        self._delete_lone_parts()
 
     def restart(self) -> None:
         """Forget everything: the next training begins at its first step, in an MLflow run of its own."""
-        for path in self._all():
-            _delete(path)
+        self.forget_old(kept=0)
         self._run.unlink(missing_ok=True)
         self._finished.unlink(missing_ok=True)
 
@@ -116,20 +118,42 @@ class CheckpointFolder:
         with atomic_file(self._run) as file:
             file.write(run_id.encode())
 
+    def _delete_lone_parts(self) -> None:
+        """Delete parts whose checkpoint was never finished: it appears after them."""
+        finished = {path.stem for path in self._all()}
+        for part in self.path.glob(f"*{_PART_SUFFIX}"):
+            if part.name.split(".")[0] not in finished:
+                part.unlink(missing_ok=True)
+
     def _all(self) -> list[Path]:
         """Return all checkpoints, the newest first."""
         return sorted(self.path.glob(f"*{_SUFFIX}"), reverse=True)
 
 
-def write_hash(checkpoint: Path, digest: str) -> None:
-    """Write the SHA-256 of a checkpoint beside it."""
+def part_path(checkpoint: Path, rank: int, devices: int) -> Path:
+    """Return the path of one device's part of a checkpoint."""
+    return checkpoint.with_name(f"{checkpoint.stem}.{rank:05d}-of-{devices:05d}{_PART_SUFFIX}")
+
+
+def write_hashes(checkpoint: Path, digests: Mapping[Path, str]) -> None:
+    """Write the SHA-256 of all files of a checkpoint beside it, as sha256sum does."""
     with atomic_file(checkpoint.with_suffix(_HASH_SUFFIX)) as file:
-        file.write(f"{digest}  {checkpoint.name}\n".encode())
+        file.writelines(f"{digest}  {path.name}\n".encode() for path, digest in digests.items())
 
 
-def _recorded_hash(path: Path) -> str | None:
-    beside = path.with_suffix(_HASH_SUFFIX)
-    return beside.read_text(encoding="utf-8", errors="replace").split(" ")[0] if beside.exists() else None
+def _is_whole(checkpoint: Path) -> bool:
+    """Return whether all files of a checkpoint have the SHA-256 that was written with them."""
+    beside = checkpoint.with_suffix(_HASH_SUFFIX)
+    lines = beside.read_text(encoding="utf-8", errors="replace").splitlines() if beside.exists() else []
+    digests = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
+    files = {path.name: path for path in (checkpoint, *_parts(checkpoint))}
+    return checkpoint.name in digests and all(
+        name in files and hash_file(files[name]) == digest for name, digest in digests.items()
+    )
+
+
+def _parts(checkpoint: Path) -> list[Path]:
+    return list(checkpoint.parent.glob(f"{checkpoint.stem}.*{_PART_SUFFIX}"))
 
 
 def _read_word(path: Path, pattern: str) -> str | None:
@@ -141,6 +165,6 @@ def _read_word(path: Path, pattern: str) -> str | None:
     return word if re.fullmatch(pattern, word, re.ASCII) else None
 
 
-def _delete(path: Path) -> None:
-    path.unlink(missing_ok=True)
-    path.with_suffix(_HASH_SUFFIX).unlink(missing_ok=True)
+def _delete(checkpoint: Path) -> None:
+    for path in (checkpoint, checkpoint.with_suffix(_HASH_SUFFIX), *_parts(checkpoint)):
+        path.unlink(missing_ok=True)

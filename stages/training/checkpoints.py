@@ -10,21 +10,15 @@ import signal
 import sys
 import threading
 import time
-import zipfile
-from collections.abc import Callable
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import lightning
 import psutil
 import torch
-from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from stages.artifacts.atomic import atomic_file
-from stages.artifacts.regular_file import hash_file
 from stages.errors import Stopped, UserError
-from stages.training.checkpoint_folder import CheckpointFolder, write_hash
+from stages.training.checkpoint_folder import CheckpointFolder
 from stages.training.data_module import Batch
 from stages.training.plan import TrainingPlan
 from stages.training.sharding import own_part
@@ -36,72 +30,6 @@ _ENDING = ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGXCPU", "SIGPWR", "SIGUS
 _OF_SLURM = {getattr(signal, name) for name in ("SIGUSR1", "SIGUSR2") if hasattr(signal, name)}
 # Devices that train together must stop at the same step, and asking each other costs time.
 _DEVICES_AGREE_EVERY = 10  # steps
-
-
-class VerifiedCheckpoints(TorchCheckpointIO):
-    """Writes a checkpoint under its name only when it is whole, with its hash beside it; never unpickles one."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.check: Callable[[dict[str, Any], int], None] | None = None
-        """Raises a ValueError where the training cannot go on with what a checkpoint, of this step by its name, holds."""
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        """Write a checkpoint; the file appears last, so that a hash without a file is no harm."""
-        path = Path(path)
-        with atomic_file(path) as file:
-            try:
-                torch.save(checkpoint, file)
-            except RuntimeError as error:
-                if isinstance(error.__context__, OSError):  # a full disk
-                    raise error.__context__ from None
-                raise
-            file.flush()
-            write_hash(path, hash_file(Path(file.name)))
-
-    def load_checkpoint(
-        self,
-        path: str | Path,
-        map_location: Any = "cpu",
-        weights_only: bool | None = True,  # noqa: FBT001, FBT002
-    ) -> dict[str, Any]:
-        """Read tensors, numbers and text; whatever else a file holds is refused.
-
-        Raises:
-            UserError: the file is no such checkpoint, or that of another training.
-        """
-        path = Path(path)
-        try:
-            state = _read(path)
-        except Exception as error:
-            raise refused_checkpoint(path, str(error).splitlines()[0]) from error
-        # Here, before Lightning looks at the weights, which may have other shapes.
-        if not isinstance(state, dict) or state.get("fingerprint") != path.parent.name:
-            raise UserError(f"{path.parent}/: holds a checkpoint of another training; delete that folder")
-        if self.check is not None:
-            try:
-                self.check(state, int(path.stem))
-            except ValueError as error:
-                raise refused_checkpoint(path, str(error)) from None
-        return state
-
-
-def _read(path: Path) -> Any:
-    """Read what torch saved, without unpickling anything.
-
-    Raises:
-        Exception: the file is no such thing; of many kinds. A small file that unpacks to more than it is could take all memory.
-    """
-    with zipfile.ZipFile(path) as archive:
-        unpacked = sum(member.file_size for member in archive.infolist())
-    if unpacked > path.stat().st_size:
-        raise ValueError(f"it unpacks to {unpacked:,} bytes")
-    return torch.load(path, map_location="cpu", weights_only=True)
-
-
-def refused_checkpoint(path: Path, reason: str) -> UserError:
-    """Return the error of a checkpoint that no training can go on from."""
-    return UserError(f"{path}: no checkpoint of this project ({reason}); delete {path.parent}/")
 
 
 class Checkpoints(lightning.Callback):
@@ -189,14 +117,15 @@ class Checkpoints(lightning.Callback):
         try:
             trainer.save_checkpoint(self._folder.checkpoint(step))
         except OSError as error:
-            print(f"{self._folder.path}: no checkpoint of step {step}: {error.strerror}", file=sys.stderr)
+            if trainer.is_global_zero:
+                print(f"{self._folder.path}: no checkpoint of step {step}: {error.strerror}", file=sys.stderr)
             saved = False
-            trainer.strategy.barrier()  # where the other devices wait for this one, which writes
-        if not trainer.strategy.broadcast(saved):
-            return
+            trainer.strategy.barrier()  # where the other devices wait for this one, if it alone failed
+        saved = trainer.strategy.broadcast(saved)
         if trainer.is_global_zero:
             self._folder.forget_old()
-        self._saved_step = step
+        if saved:
+            self._saved_step = step
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         """Remember the signal until the step is done; a second one ends the process at once."""

@@ -17,8 +17,9 @@ from stages.core.kernels import CPU_COMPUTES_BFLOAT16
 from stages.core.transformer import Transformer
 from stages.errors import UserError
 from stages.training.checkpoint_contents import check_contents, expected_contents
+from stages.training.checkpoint_files import VerifiedCheckpoints
 from stages.training.checkpoint_folder import CheckpointFolder
-from stages.training.checkpoints import Checkpoints, VerifiedCheckpoints
+from stages.training.checkpoints import Checkpoints
 from stages.training.compile_cache import remove_incomplete_libraries
 from stages.training.data_module import TokenDataModule
 from stages.training.history import BestWeights, Curves, Log, TrainingHistory
@@ -109,7 +110,8 @@ def fit(
         )
     if parameters.compile:
         remove_incomplete_libraries()
-    check_batch(network, training, plan, parameters, trainer.strategy.root_device)
+    parts = trainer.world_size if runtime.strategy == "fsdp" else 1
+    check_batch(network, training, plan, parameters, trainer.strategy.root_device, parts)
     data = TokenDataModule(training, validation, plan, runtime.loader_workers)
     module = (ShardedLanguageModel if runtime.strategy == "fsdp" else LanguageModel)(network, parameters, plan)
     newest = checkpoints.newest() if checkpoints is not None else None
@@ -133,7 +135,7 @@ def fit(
 def _take_kept(network: Transformer, module: LanguageModel, best: BestWeights) -> None:
     """Give ``network`` the weights to keep: the best, where they were looked for, else the last."""
     if isinstance(module, ShardedLanguageModel):
-        fill(network, module.weights() if best.step is None else best.weights)
+        fill(network, module.gather(module.own_weights() if best.step is None else best.weights))
     elif best.step is not None:
         network.load_state_dict(best.weights)
 

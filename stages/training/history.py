@@ -141,12 +141,12 @@ class TrainingHistory(lightning.Callback):
 
 
 class BestWeights(lightning.Callback):
-    """Keeps the weights with the lowest validation loss, in the computer's memory."""
+    """Keeps the weights with the lowest validation loss, in the computer's memory; each device its rows, if they are divided."""
 
     def __init__(self) -> None:
         self.step: int | None = None
         self.loss = math.inf
-        self.weights: dict[str, torch.Tensor] = {}
+        self.weights: dict[str, Any] = {}
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed training needs to compare its next weights."""

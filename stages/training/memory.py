@@ -42,10 +42,10 @@ def check_model(config: TransformerConfig, parameters: TrainParams, runtime: Run
     states = (
         f"with their gradients and the states of {parameters.optimizer}, by train.precision {parameters.precision},"
     )
-    for what, needed, where in (
-        ("alone, as they are made, in float32,", weights * _FLOAT32, "cpu"),
-        (states, kept * _WEIGHT_BYTES[parameters.precision], device),
-    ):
+    needs = [("alone, as they are made, in float32,", weights * _FLOAT32, "cpu")]
+    if runtime.strategy != "fsdp":  # whose devices divide them: ``check_batch`` knows how many there are
+        needs.append((states, kept * _WEIGHT_BYTES[parameters.precision], device))
+    for what, needed, where in needs:
         available = device_memory(where)
         if available is not None and needed > available:
             largest = max(parts, key=lambda name: parts[name].weights)
@@ -58,11 +58,17 @@ def check_model(config: TransformerConfig, parameters: TrainParams, runtime: Run
 
 
 def check_batch(
-    network: Transformer, training: Examples, plan: TrainingPlan, parameters: TrainParams, device: torch.device
+    network: Transformer,
+    training: Examples,
+    plan: TrainingPlan,
+    parameters: TrainParams,
+    device: torch.device,
+    parts: int = 1,
 ) -> None:
     """Compare what a training keeps for its weights and for one micro-batch with the device's memory.
 
-    Of a micro-batch, each layer keeps at least its input until the gradients are computed: [B, T, D].
+    Of a micro-batch, each layer keeps at least its input until the gradients are computed: [B, T, D]. The weights, their gradients
+    and the optimiser's states are divided over ``parts`` devices.
 
     Raises:
         UserError: it does not fit.
@@ -75,6 +81,7 @@ def check_batch(
     config = network.config
     activations = int(tokens * config.d_model * config.n_layers) * _ACTIVATION_BYTES[parameters.precision]
     kept = sum(part.kept for part in count_numbers(config, parameters).values()) * _WEIGHT_BYTES[parameters.precision]
+    kept //= parts
     if activations + kept > available:
         raise UserError(
             f"params.yaml: {plan.micro_batch_size:,} examples at once, of {tokens / plan.micro_batch_size:,.0f} tokens on "

@@ -10,6 +10,7 @@ from stages.core.examples import Examples
 from stages.core.transformer import Transformer, TransformerConfig
 from stages.core.windows import DatasetParams, RowSpans
 from stages.parameters import read_all
+from stages.training.checkpoint_parts import Share, replace
 from stages.training.fit import TrainingResult, fit
 from stages.training.optimization import TrainParams
 from stages.training.runtime import RuntimeParams
@@ -72,3 +73,8 @@ def train(
         runtime_parameters(**runtime or {}),
         lambda _metrics, _step: None,
     )
+
+
+def divided(whole: Any, share: Share) -> Any:
+    """Return one device's rows of all tensors that have rows."""
+    return replace(whole, torch.Tensor, lambda _, value: share.of(value) if value.ndim else value)

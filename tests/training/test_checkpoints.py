@@ -19,15 +19,17 @@ import torch
 from stages.artifacts.regular_file import hash_file
 from stages.core.transformer import Transformer
 from stages.errors import Stopped, UserError
-from stages.training.checkpoint_folder import CheckpointFolder, write_hash
+from stages.training.checkpoint_files import VerifiedCheckpoints
+from stages.training.checkpoint_folder import CheckpointFolder, part_path, write_hashes
+from stages.training.checkpoint_parts import Share, write_part
 from stages.training.fit import TrainingResult, fit
-from tests.training.conftest import examples, network, runtime_parameters, train_parameters
+from tests.training.conftest import divided, examples, network, runtime_parameters, train_parameters
 
 EVERY_STEP = 1e-9
 STEPS = 12
 # A point every seven steps, so that losses wait for the next one when the training is saved, which devices do every ten.
 FEW_POINTS = 6
-MANY_STEPS: dict[str, Any] = {"max_steps": 40, "optimizer": "muon"}
+MANY_STEPS: dict[str, Any] = {"max_steps": 40, "optimizer": "muon", "batch_size": 6}
 ROOT = Path(__file__).parents[2]
 
 
@@ -154,14 +156,94 @@ def test_more_devices_or_fewer_go_on_with_a_training(strategy: str, monkeypatch:
     _, whole = train(None, **MANY_STEPS)
     folder = broken_off(14, **MANY_STEPS)
     assert folder.newest() == folder.checkpoint(13)
-    here = {"PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "tests.training.on_two_devices", strategy]
-    subprocess.run(command, env=os.environ | here, check=True)
-    assert folder.newest() == folder.checkpoint(20)
+    for devices, step, stop_at in (
+        (2, 20, 28),
+        (3, 30, 35),
+    ):  # saved every ten steps, broken off at a point of the curve
+        go_on(strategy, devices, stop_at)
+        assert folder.newest() == folder.checkpoint(step)
+        sizes = [path.stat().st_size for path in folder.path.glob(f"{step:012d}.*.safetensors")]
+        assert len(sizes) == (devices if strategy == "fsdp" else 0)
+        assert max(sizes, default=0) < 1.2 * sum(sizes) / devices or strategy == "ddp"  # each wrote its share
     _, trained = train(folder, runtime={"micro_batch_size": 1}, **MANY_STEPS)
     for name in ("train_loss", "validation_loss"):
         one, other = (torch.tensor(getattr(curves, name)) for curves in (trained.curves, whole.curves))
         torch.testing.assert_close(one, other, atol=1e-4, rtol=0)
+
+
+def go_on(strategy: str, devices: int, stop_at: int, *, full_disk: bool = False) -> str:
+    """Go on with a training on several devices, break it off, and return what it says on stderr."""
+    command = [sys.executable, "-m", "tests.training.on_devices", strategy, str(devices), str(stop_at), str(full_disk)]
+    here = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, env=here, check=True, stderr=subprocess.PIPE, text=True).stderr
+
+
+@pytest.mark.slow
+def test_a_device_that_cannot_write_its_part_costs_a_checkpoint_and_not_the_training(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("stages.training.history.CURVE_POINTS", FEW_POINTS)
+    folder = broken_off(14, **MANY_STEPS)
+    said = go_on("fsdp", 2, stop_at=28, full_disk=True)
+    assert said.count("no checkpoint of step 20: No space left on device") == 1
+    assert folder.newest() == folder.checkpoint(13)
+    assert list(folder.path.glob("*.safetensors")) == []
+
+
+def into_parts(checkpoint: Path, devices: int) -> list[Path]:
+    """Write a whole checkpoint again, in parts; return their paths."""
+    state = torch.load(checkpoint, weights_only=True)
+    digests = []
+    for share in [Share(rank, devices) for rank in range(devices)]:
+        own = {name: divided(state[name], share) for name in ("state_dict", "optimizer_states", "callbacks")}
+        outline, digest = write_part(checkpoint, state | own, share)
+        digests.append(digest)
+    VerifiedCheckpoints().save_outline(outline, checkpoint, digests)
+    return [part_path(checkpoint, rank, devices) for rank in range(devices)]
+
+
+@pytest.mark.parametrize("settings", [{}, {"optimizer": "muon"}])
+def test_one_device_goes_on_from_the_parts_of_many_with_the_same_bytes(settings: dict[str, Any]) -> None:
+    folder = broken_off(6, **settings)
+    into_parts(folder.checkpoint(5), 3)
+    assert folder.newest() == folder.checkpoint(5)
+    assert_same(train(folder, **settings), train(None, **settings))
+
+
+@pytest.mark.parametrize("damage", ["cut short", "flipped", "absent"])
+@pytest.mark.parametrize("rank", [0, 2])
+def test_where_a_part_is_damaged_the_checkpoint_before_serves(
+    damage: str, rank: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = broken_off(6)
+    part = into_parts(folder.checkpoint(5), 3)[rank]
+    data = bytearray(part.read_bytes())
+    data[len(data) // 2] ^= 1
+    part.write_bytes(data if damage == "flipped" else data[:-100])
+    if damage == "absent":
+        part.unlink()
+    assert folder.newest() == folder.checkpoint(4)
+    assert f"{folder.checkpoint(5)}: damaged" in capsys.readouterr().err
+
+
+def test_parts_without_their_checkpoint_are_nothing_and_are_deleted_at_the_next_start() -> None:
+    folder = broken_off(6)
+    parts = into_parts(folder.checkpoint(5), 2)
+    folder.checkpoint(5).unlink()  # as if all processes were killed before it was written
+    assert folder.newest() == folder.checkpoint(4)
+    with folder.locked():
+        assert not any(part.exists() for part in parts)
+    assert folder.newest() == folder.checkpoint(4)
+
+
+def test_the_parts_of_old_checkpoints_are_deleted_with_them() -> None:
+    folder = broken_off(6)
+    old, new = into_parts(folder.checkpoint(4), 2), into_parts(folder.checkpoint(5), 3)
+    folder.forget_old(kept=1)
+    assert not any(part.exists() for part in old)
+    assert folder.newest() == folder.checkpoint(5)
+    folder.restart()
+    assert not any(part.exists() for part in new)
 
 
 ENDINGS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGXCPU, signal.SIGPWR, signal.SIGUSR1)
@@ -271,7 +353,7 @@ def test_a_checkpoint_of_another_training_is_refused(other: str, monkeypatch: py
         monkeypatch.setattr(sys.modules[__name__], "network", partial(network, n_layers=3))
     if other == "a tensor":
         torch.save(torch.zeros(3), newest)
-        write_hash(newest, hash_file(newest))
+        write_hashes(newest, {newest: hash_file(newest)})
     with pytest.raises(UserError, match="aaa/: holds a checkpoint of another training; delete that folder"):
         train(here)
 
@@ -420,7 +502,7 @@ def forge(forgeable: Path, change: Any) -> tuple[CheckpointFolder, Path]:
     state = torch.load(newest, weights_only=True)
     change(state)
     torch.save(state, newest)
-    write_hash(newest, hash_file(newest))
+    write_hashes(newest, {newest: hash_file(newest)})
     return folder, newest
 
 
@@ -456,6 +538,6 @@ def test_a_small_file_that_would_fill_the_memory_is_refused(forgeable: Path) -> 
     with zipfile.ZipFile(newest, "w", zipfile.ZIP_DEFLATED) as archive:
         for member, data in members.items():
             archive.writestr(member, data)
-    write_hash(newest, hash_file(newest))
+    write_hashes(newest, {newest: hash_file(newest)})
     with pytest.raises(UserError, match=r"no checkpoint of this project \(it unpacks to 4,\d{3},\d{3} bytes\)"):
         train(folder, patience=5)

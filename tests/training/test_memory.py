@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 from stages.core.transformer import Transformer, TransformerConfig
 from stages.errors import UserError
 from stages.training import memory as memory_module
-from stages.training.memory import check_model, count_numbers
+from stages.training.memory import check_batch, check_model, count_numbers
 from stages.training.optimization import TrainParams, build_optimizer
+from stages.training.plan import plan_training
 from stages.training.runtime import available_memory
-from tests.training.conftest import network, runtime_parameters, train, train_parameters
+from tests.training.conftest import examples, network, runtime_parameters, train, train_parameters
 
 LARGEST: dict[str, tuple[dict[str, int], str, str]] = {
     "wide and deep": ({"d_model": 2**16, "n_layers": 96, "n_heads": 64}, "n_layers 96", "model.n_layers or d_ff"),
@@ -123,6 +124,19 @@ def test_a_batch_that_can_never_fit_is_refused(monkeypatch: pytest.MonkeyPatch) 
     assert "2 layers of d_model 16" in message
     assert message.endswith("lower runtime.micro_batch_size, which changes no result")
     train(model, runtime={"micro_batch_size": 1})
+
+
+def test_devices_that_divide_a_model_need_their_share_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    parameters = train_parameters(batch_size=2)
+    needed = sum(part.kept for part in count_numbers(shape(), parameters).values()) * 4
+    monkeypatch.setattr(memory_module, "available_memory", lambda: needed // 2 + 4000)
+    check_model(shape(), parameters, runtime_parameters(strategy="fsdp"))
+    with pytest.raises(UserError, match="gradients and the states of adamw"):
+        check_model(shape(), parameters, runtime_parameters(strategy="ddp"))
+    plan, device = plan_training(20, parameters, 1, world_size=2), torch.device("cpu")
+    check_batch(network(), examples(), plan, parameters, device, parts=2)
+    with pytest.raises(UserError, match="2 layers of d_model 16"):
+        check_batch(network(), examples(), plan, parameters, device)
 
 
 LIMITS: dict[str, tuple[dict[str, str], int]] = {
