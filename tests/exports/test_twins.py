@@ -40,7 +40,7 @@ def config_of(shape: tuple[str, ...], *, output_bias: bool) -> TransformerConfig
 
 def answers(config: TransformerConfig) -> list[str]:
     """Return the class of transformers, and the architecture of llama.cpp; "no" where it is refused."""
-    found = []
+    found: list[str] = []
     for find in (find_twin, gguf_twin):
         try:
             found.append(find(config))

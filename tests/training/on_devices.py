@@ -7,27 +7,31 @@ import contextlib
 import errno
 import os
 import sys
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from stages.training import history, sharding
 from stages.training.checkpoint_folder import CheckpointFolder
+from stages.training.checkpoint_parts import Share, write_part
 from tests.training import test_checkpoints
 
 
-def write_part_on_a_full_disk(path: Any, state: Any, share: sharding.Share) -> Any:
+def write_part_on_a_full_disk(checkpoint: Path, state: Mapping[str, Any], share: Share) -> Any:
     if share.rank == 1:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    return write_part(path, state, share)
+    return write_part(checkpoint, state, share)
 
-
-write_part = sharding.write_part
 
 if __name__ == "__main__":
     strategy, devices, stop_at, full_disk = sys.argv[1:]
     history.CURVE_POINTS = test_checkpoints.FEW_POINTS
-    if full_disk == "True":
-        sharding.write_part = write_part_on_a_full_disk
-    with contextlib.suppress(test_checkpoints.BrokenOffError):
+    disk = patch.object(sharding, "write_part", write_part_on_a_full_disk)
+    with (
+        disk if full_disk == "True" else contextlib.nullcontext(),
+        contextlib.suppress(test_checkpoints.BrokenOffError),
+    ):
         test_checkpoints.train(
             CheckpointFolder("f" * 16),
             stop_at=int(stop_at),
