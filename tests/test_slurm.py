@@ -40,6 +40,7 @@ MpiDefault=none
 SwitchType=switch/none
 ReturnToService=2
 SelectType=select/cons_tres
+SelectTypeParameters=CR_Core
 MinJobAge=86400
 SchedulerParameters=sched_interval=1,batch_sched_delay=0
 NodeName={name} NodeAddr={host} CPUs={cpus} State=UNKNOWN
