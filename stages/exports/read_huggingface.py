@@ -102,7 +102,8 @@ def start_weights(folder: Path, config: TransformerConfig, vocabulary: Vocabular
     try:
         wanted = find_twin(config)
     except UserError as error:
-        raise UserError(f"params.yaml: {error}; {folder}/ is of the class {twin}") from None
+        found = str(error).partition(";")[0]  # what follows is advice for an export
+        raise UserError(f"params.yaml: {found}; {folder}/ is of the class {twin}") from None
     if wanted != twin:
         raise UserError(f"params.yaml: model: its shape is that of {wanted}, but {folder}/ is of the class {twin}")
     return _read_twin(folder, Transformer(config), twin)
