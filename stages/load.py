@@ -57,4 +57,4 @@ def refuse_absent(folder: Path) -> None:
 def vocabulary_of(folder: Path) -> Path:
     """Return where the vocabulary of a model's folder is: in it, else beside it."""
     inside = folder / VOCABULARY_FILE.name
-    return inside if inside.exists() else folder.with_name(VOCABULARY_FILE.name)
+    return inside if inside.exists() else folder.parent / VOCABULARY_FILE.name

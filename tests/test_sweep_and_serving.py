@@ -220,6 +220,25 @@ def test_load_opens_the_models_of_the_store(swept: Project, version: ModelVersio
         "import sys; from stages.load import load\n"
         "for source in sys.argv[1:]: print(load(source).complete(['what is CNN', 'CNN is what']))"
     )
-    sources = (f"runs:/{version.run_id}", f"models:/answers/{version.version}", str(version.source))
+    run = f"runs:/{version.run_id}"
+    sources = (run, f"{run}/model", f"models:/answers/{version.version}", str(version.source))
     printed = swept.run(sys.executable, "-c", program, *sources).stdout
-    assert printed.splitlines() == ["['Great', 'Great']"] * 3
+    assert printed.splitlines() == ["['Great', 'Great']"] * 4
+    refused = swept.run(sys.executable, "-c", program, f"{run}/checkpoint", check=False)
+    assert "a run has one model" in refused.stderr
+
+
+def test_the_card_of_a_run_s_export_has_its_figures(swept: Project, store: MlflowClient, version: ModelVersion) -> None:
+    run = store.get_run(str(version.run_id))
+    swept.run(
+        sys.executable,
+        "-m",
+        "stages.commands.export",
+        "onnx",
+        "exports/of a run",
+        "--no-check",
+        "--run",
+        run.info.run_id,
+    )
+    card = (swept.folder / "exports/of a run/README.md").read_text()
+    assert f"| loss | {run.data.metrics['loss']} |" in card

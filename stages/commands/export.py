@@ -29,7 +29,7 @@ from stages.exports.model_card import model_card
 from stages.exports.onnx_runtime import OnnxRuntime, write_onnx
 from stages.exports.proof import PROOF_FILE, Proof, Question, ask_split, prove
 from stages.parameters import read_section
-from stages.tracking.exports import fetch_model, log_proof
+from stages.tracking.exports import fetch_model, log_proof, logged_figures
 from stages.training.runtime import RuntimeParams
 
 CARD_FILE = "README.md"
@@ -65,7 +65,8 @@ def main() -> None:
         model_folder, vocabulary_file, metrics = MODEL_FOLDER, VOCABULARY_FILE, read_figures()
         if options.run:
             fetched = Path(until_end.enter_context(TemporaryDirectory()))
-            (model_folder, vocabulary_file), metrics = fetch_model(options.run, fetched), {}
+            model_folder, vocabulary_file = fetch_model(options.run, fetched)
+            metrics = logged_figures(model_folder)
         model, vocabulary = read_model(model_folder, vocabulary_file)
         provenance = read_provenance(model_folder)
         partial = options.folder.with_name(options.folder.name + ".partial")

@@ -19,6 +19,7 @@ import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, StreamingResponse
+from starlette.exceptions import HTTPException
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from stages import command_line
@@ -32,7 +33,15 @@ from stages.tracking.scoring_server import GuardedFastAPI, RequestEndedError, St
 HOST = "127.0.0.1"
 MOST_CHOICES = 128
 
+MOST_STOPS = 4  # as in OpenAI's API
+
 Finish = Literal["stop", "length"]
+
+# What clients send unasked: keys that are not supported, with values that change nothing.
+_WITHOUT_EFFECT: dict[str, tuple[Any, ...]] = {
+    "best_of": (None, 1), "echo": (None, False), "frequency_penalty": (None, 0), "logit_bias": (None, {}),
+    "logprobs": (None,), "presence_penalty": (None, 0), "stream_options": (None,), "suffix": (None, ""),
+}  # fmt: skip
 
 
 class CompletionRequest(pydantic.BaseModel):
@@ -46,11 +55,25 @@ class CompletionRequest(pydantic.BaseModel):
     temperature: float | None = 1.0
     top_p: float | None = 1.0
     n: Annotated[int, pydantic.Field(ge=1, le=MOST_CHOICES)] | None = 1
+    stop: str | Annotated[list[str], pydantic.Field(max_length=MOST_STOPS)] | None = None
+    """Texts that end a completion, and are no part of it."""
     seed: int | None = None
     """Null draws one."""
     stream: bool | None = False
     user: str | None = None
     """Read by nobody."""
+
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _leave_out_what_changes_nothing(cls, body: Any) -> Any:
+        if not isinstance(body, dict):
+            return body
+        return {key: value for key, value in body.items() if value not in _WITHOUT_EFFECT.get(key, ())}
+
+    def stops(self) -> list[str]:
+        """Return the texts that end a completion."""
+        stops = [self.stop] if isinstance(self.stop, str) else self.stop or []
+        return [stop for stop in stops if stop]
 
     def sampling(self, choice: int) -> Sampling:
         """Return how one of the n completions of a prompt is drawn.
@@ -115,6 +138,7 @@ def application(model: LanguageModel, name: str) -> FastAPI:
     app.add_exception_handler(UserError, _refuse_value)
     app.add_exception_handler(UnknownModelError, _refuse_model)
     app.add_exception_handler(RequestEndedError, _nobody_waits)
+    app.add_exception_handler(HTTPException, _refuse_address)
     began = int(time.time())
 
     @app.get("/v1/models")
@@ -135,9 +159,9 @@ def application(model: LanguageModel, name: str) -> FastAPI:
             "id": f"cmpl-{uuid.uuid4().hex}", "object": "text_completion", "created": int(time.time()), "model": name,
         }  # fmt: skip
         if request.stream:
-            events = _events(model, token_ids, longest, samplings, answer)
+            events = _events(model, token_ids, longest, samplings, request.stops(), answer)
             return StreamingResponse(events, media_type="text/event-stream")
-        return answer | _complete(model, token_ids, longest, samplings)
+        return answer | _complete(model, token_ids, longest, samplings, request.stops())
 
     return app
 
@@ -150,35 +174,54 @@ def _longest_completion(request: CompletionRequest, most: int) -> int:
 
 
 def _complete(
-    model: LanguageModel, prompts: list[list[int]], longest: int, samplings: list[Sampling]
+    model: LanguageModel, prompts: list[list[int]], longest: int, samplings: list[Sampling], stops: list[str]
 ) -> dict[str, Any]:
     """Return choices and usage; the n choices of a prompt follow each other."""
     eos_id = model.vocabulary.eos_id
     drawn = [list(generate(model.saved.network, prompts, eos_id, longest, sampling)) for sampling in samplings]
     completions = [choices[row] for row in range(len(prompts)) for choices in drawn]
-    choices = [
-        _choice(index, model.vocabulary.decode(completion), "stop" if completion[-1] == eos_id else "length")
-        for index, completion in enumerate(completions)
-    ]
+    choices = []
+    for index, completion in enumerate(completions):
+        pieces, ends = zip(*_pieces(iter(completion), model, stops), strict=True)
+        choices.append(_choice(index, "".join(pieces), ends[-1]))
     read, written = sum(map(len, prompts)), sum(map(len, completions))
     usage = {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}
     return {"choices": choices, "usage": usage}
 
 
 def _events(
-    model: LanguageModel, prompts: list[list[int]], longest: int, samplings: list[Sampling], answer: dict[str, Any]
+    model: LanguageModel,
+    prompts: list[list[int]],
+    longest: int,
+    samplings: list[Sampling],
+    stops: list[str],
+    answer: dict[str, Any],
 ) -> Iterator[str]:
     """Yield server-sent events: the choices one after the other, each in pieces."""
-    eos_id = model.vocabulary.eos_id
     asked = [(prompt, sampling) for prompt in prompts for sampling in samplings]
     for index, (prompt, sampling) in enumerate(asked):
-        tokens, chosen = tee(stream(model.saved.network, prompt, eos_id, longest, sampling))
-        for piece in text_pieces(tokens, model.vocabulary):
-            if piece:
-                yield _event(answer | {"choices": [_choice(index, piece, None)]})
-        finish: Finish = "stop" if list(chosen)[-1] == eos_id else "length"
-        yield _event(answer | {"choices": [_choice(index, "", finish)]})
+        tokens = stream(model.saved.network, prompt, model.vocabulary.eos_id, longest, sampling)
+        for piece, finish in _pieces(tokens, model, stops):
+            yield _event(answer | {"choices": [_choice(index, piece, finish)]})
     yield "data: [DONE]\n\n"
+
+
+def _pieces(tokens: Iterator[int], model: LanguageModel, stops: list[str]) -> Iterator[tuple[str, Finish | None]]:
+    """Yield a completion's text up to the first of the stops, and last why it ended; what may begin a stop waits."""
+    tokens, chosen = tee(tokens)
+    waiting = ""
+    for piece in text_pieces(tokens, model.vocabulary):
+        waiting += piece
+        found = [at for stop in stops if (at := waiting.find(stop)) >= 0]
+        if found:
+            yield waiting[: min(found)], "stop"
+            return
+        begun = (size for stop in stops for size in range(1, len(stop)) if waiting.endswith(stop[:size]))
+        ready = len(waiting) - max(begun, default=0)
+        if ready:
+            yield waiting[:ready], None
+            waiting = waiting[ready:]
+    yield waiting, "stop" if list(chosen)[-1] == model.vocabulary.eos_id else "length"
 
 
 def _choice(index: int, text: str, finish: Finish | None) -> dict[str, Any]:
@@ -192,24 +235,34 @@ def _event(value: dict[str, Any]) -> str:
 async def _refuse_request(request: Request, error: Exception) -> JSONResponse:  # noqa: ARG001 - FastAPI's signature
     """Answer a request of another form; the message names each key that is wrong."""
     details = error.errors() if isinstance(error, RequestValidationError) else []
-    found = "; ".join(f"{'.'.join(str(part) for part in each['loc'][1:]) or 'body'}: {each['msg']}" for each in details)
-    return _error(400, f"{found}; allowed: {', '.join(CompletionRequest.model_fields)}", "invalid_request_error")
+    keys = [str(each["loc"][1]) for each in details if len(each["loc"]) > 1 and each["type"] != "json_invalid"]
+    if not keys:
+        return _error(400, "the body is not read, allowed: a JSON object, sent with Content-Type: application/json")
+    found = "; ".join(f"{'.'.join(str(part) for part in each['loc'][1:])}: {each['msg']}" for each in details)
+    return _error(400, f"{found}; allowed: {', '.join(CompletionRequest.model_fields)}", param=keys[0])
 
 
 async def _refuse_value(request: Request, error: Exception) -> JSONResponse:  # noqa: ARG001
-    return _error(400, str(error), "invalid_request_error")
+    return _error(400, str(error))
 
 
 async def _refuse_model(request: Request, error: Exception) -> JSONResponse:  # noqa: ARG001
-    return _error(404, str(error), "model_not_found")
+    return _error(404, str(error), param="model", code="model_not_found")
+
+
+async def _refuse_address(request: Request, error: Exception) -> JSONResponse:
+    status = error.status_code if isinstance(error, HTTPException) else 404
+    found = f"{request.method} {request.url.path}"
+    return _error(status, f"found {found}, allowed: POST /v1/completions, GET /v1/models")
 
 
 async def _nobody_waits(request: Request, error: Exception) -> JSONResponse:  # noqa: ARG001
-    return _error(499, "the client has gone", "request_ended")
+    return _error(499, "the client has gone", code="request_ended")
 
 
-def _error(status: int, message: str, kind: str) -> JSONResponse:
-    return JSONResponse({"error": {"message": message, "type": kind, "param": None, "code": None}}, status)
+def _error(status: int, message: str, *, param: str | None = None, code: str | None = None) -> JSONResponse:
+    body = {"message": message, "type": "invalid_request_error", "param": param, "code": code}
+    return JSONResponse({"error": body}, status)
 
 
 if __name__ == "__main__":

@@ -201,5 +201,8 @@ def text_pieces(token_ids: Iterator[int], vocabulary: Vocabulary) -> Iterator[st
         piece = decoder.step(vocabulary.tokenizer, token_id) or ""
         chosen.append(token_id)
         printed += len(piece)
-        yield piece
-    yield vocabulary.decode(chosen)[printed:]  # bytes whose rest never came
+        if piece:
+            yield piece
+    rest = vocabulary.decode(chosen)[printed:]
+    if rest:
+        yield rest  # bytes whose rest never came

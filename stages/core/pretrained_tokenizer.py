@@ -31,6 +31,7 @@ def take_tokenizer(content: str, eos_token: str | None) -> Vocabulary:
         Exception: the tokenizers library cannot read the file.
     """
     tokenizer = Tokenizer.from_str(content)
+    _refuse_gap(tokenizer, json.loads(content))
     parts = json.loads(tokenizer.to_str())  # older files lack some keys
     end = _find_end(tokenizer, eos_token)
     if parts["model"]["type"] == "BPE":
@@ -49,6 +50,15 @@ def take_tokenizer(content: str, eos_token: str | None) -> Vocabulary:
             single=["$A", end], pair=None, special_tokens=[(end, tokenizer.token_to_id(end))]
         )
     return Vocabulary(tokenizer)
+
+
+def _refuse_gap(tokenizer: Tokenizer, parts: dict[str, Any]) -> None:
+    """Compare the ids of special tokens with those of the library, which closes a gap before them without a word."""
+    for token in parts.get("added_tokens") or []:
+        if tokenizer.token_to_id(token["content"]) != token["id"]:
+            raise UserError(
+                f"added_tokens: found {token['content']} under {token['id']}, after a gap; allowed: ids 0 to n - 1"
+            )
 
 
 def _find_end(tokenizer: Tokenizer, eos_token: str | None) -> str:

@@ -73,6 +73,9 @@ def model_card(
     config = model.network.config
     parameters = sum(parameter.numel() for parameter in model.network.parameters())
     ends = "is ended by `<EOS>`, as in training" if model.prompts_end_with_eos else "is a text to be continued"
+    start = provenance.parameters.get("train", {}).get("start_from")
+    begun = f"from the weights of {cell(str(start))}" if start else "from scratch"
+    rows = "prompts" if model.prompts_end_with_eos else "texts"
     tokens = config.context_length // 2
     # Who copies the command runs none of the data: the shell reads the request as one word.
     request = shlex.quote(json.dumps({"prompt": prompt, "max_tokens": tokens, "temperature": 0}))
@@ -89,7 +92,7 @@ tags: [text-generation, prompt-pipeline]
 
 # {config.n_layers} layers, {parameters:,} parameters
 
-Trained from scratch on a table of prompts. Its context is {config.context_length:,} tokens, its vocabulary {config.vocabulary_size:,}. A prompt
+Trained {begun} on a table of {rows}. Its context is {config.context_length:,} tokens, its vocabulary {config.vocabulary_size:,}. A prompt
 {ends}; the tokenizer beside this file does so.
 
 **Licence**: to be filled in above, by who owns the data.

@@ -102,7 +102,8 @@ def start_weights(folder: Path, config: TransformerConfig, vocabulary: Vocabular
     try:
         wanted = find_twin(config)
     except UserError as error:
-        raise UserError(f"params.yaml: {error}; {folder}/ is of the class {twin}") from None
+        found = str(error).partition(";")[0]  # what follows is advice for an export
+        raise UserError(f"params.yaml: {found}; {folder}/ is of the class {twin}") from None
     if wanted != twin:
         raise UserError(f"params.yaml: model: its shape is that of {wanted}, but {folder}/ is of the class {twin}")
     return _read_twin(folder, Transformer(config), twin)
@@ -201,7 +202,10 @@ def _refuse_other_computations(path: Path, values: dict[str, Any]) -> None:
     Raises:
         UserError: it does not, by the key of config.json that says so.
     """
-    for name, allowed in _FIXED.items():
+    fixed = dict(_FIXED)
+    if values.get("use_sliding_window") is False:
+        del fixed["sliding_window"]  # Qwen's files have a width that is not used
+    for name, allowed in fixed.items():
         if values.get(name, allowed) != allowed:
             raise UserError(f"{path}: {name}: found {values[name]!r}, allowed: {allowed!r}")
     layers = values.get("layer_types") or []
@@ -259,9 +263,6 @@ def _refuse_other_shape(folder: Path, found: dict[str, Any], config: Transformer
         UserError: a size differs, by its key.
     """
     wanted = config.model_dump()
-    for shape in (found, wanted):
-        shape["n_kv_heads"] = shape["n_kv_heads"] or shape["n_heads"]
-        shape["d_ff"] = shape["d_ff"] or 4 * shape["d_model"]
     keys = [
         "d_model",
         "n_layers",
@@ -279,17 +280,25 @@ def _refuse_other_shape(folder: Path, found: dict[str, Any], config: Transformer
         keys.append("rope_theta")
     if config.positions == "learned":
         keys.append("context_length")
-    different = [key for key in keys if found[key] != wanted[key]]
+    theirs, ours = _filled_in(found), _filled_in(wanted)
+    different = [key for key in keys if theirs[key] != ours[key] and (found[key], wanted[key]) != (None, None)]
     if found["feed_forward"] == "none" and "d_ff" in different:
         different.remove("d_ff")
     if different:
         raise UserError(
             "\n".join(
                 f"params.yaml: model.{key}: found {json.dumps(wanted[key])}, but train.start_from: {folder} has "
-                f"{json.dumps(found[key])}; set it so"
+                f"{json.dumps(theirs[key])}; set it so"
                 for key in different
             )
         )
+
+
+def _filled_in(shape: dict[str, Any]) -> dict[str, Any]:
+    """Return a shape with the sizes that null stands for."""
+    return shape | {
+        "n_kv_heads": shape["n_kv_heads"] or shape["n_heads"], "d_ff": shape["d_ff"] or 4 * shape["d_model"],
+    }  # fmt: skip
 
 
 def _refuse_other_tokens(folder: Path, vocabulary: Vocabulary) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 import mlflow.artifacts
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
+from mlflow.models import Model
 
 from stages.errors import UserError
 from stages.tracking.run_tags import FINGERPRINT_TAG
@@ -25,11 +26,7 @@ def fetch_model(source: str, folder: Path) -> tuple[Path, Path]:
     with store_errors("the command again"):
         client = connect()
         try:
-            uri = (
-                source
-                if source.startswith("models:/")
-                else _model_uri(client, source.removeprefix("runs:/").partition("/")[0])
-            )
+            uri = source if source.startswith("models:/") else _model_uri(client, _run_of(source))
             place = mlflow.artifacts.download_artifacts(
                 artifact_uri=uri, dst_path=str(folder), tracking_uri=tracking_uri()
             )
@@ -37,6 +34,30 @@ def fetch_model(source: str, folder: Path) -> tuple[Path, Path]:
             raise UserError(f"{source}: no model there: {error}; `make ui` shows the runs that have one") from None
     artifacts = Path(place) / "artifacts"
     return artifacts / "model", artifacts / "vocabulary.json"
+
+
+def logged_figures(model_folder: Path) -> dict[str, float]:
+    """Return the figures of the newest evaluation of a model that ``fetch_model`` copied, as MLflow knows them.
+
+    Raises:
+        UserError: the store cannot be used.
+    """
+    with store_errors("the command again"):
+        model_id = str(Model.load(model_folder.parents[1]).model_id)
+        metrics = connect().get_logged_model(model_id).metrics or []
+        return {metric.key: metric.value for metric in sorted(metrics, key=lambda metric: metric.timestamp)}
+
+
+def _run_of(source: str) -> str:
+    """Return the id in ID, runs:/ID or runs:/ID/model, as MLflow writes it.
+
+    Raises:
+        UserError: another part of the run is named.
+    """
+    run_id, _, name = source.removeprefix("runs:/").partition("/")
+    if name.rstrip("/") not in ("", "model"):
+        raise UserError(f"{source}: a run has one model, allowed: runs:/{run_id}")
+    return run_id
 
 
 def _model_uri(client: MlflowClient, run_id: str) -> str:

@@ -93,7 +93,7 @@ def test_the_model_is_listed(client: TestClient) -> None:
     ({"prompt": "a", "max_tokens": 10**30}, 400, "max_tokens"),
     ({"prompt": "a", "max_tokens": 0}, 400, "max_tokens"),
     ({"prompt": "a", "n": 1000}, 400, "n: "),
-    ({"prompt": "a", "logit_bias": {}}, 400, "logit_bias: Extra inputs"),
+    ({"prompt": "a", "logit_bias": {"1": 5}}, 400, "logit_bias: Extra inputs"),
     ({"prompt": "a", "model": "gpt-4"}, 404, "found 'gpt-4', allowed: 'letters'"),
 ])  # fmt: skip
 def test_a_mistake_is_answered_in_openai_s_form(
@@ -101,7 +101,60 @@ def test_a_mistake_is_answered_in_openai_s_form(
 ) -> None:
     answer = ask(client, **body)
     assert answer.status_code == status
-    assert named in answer.json()["error"]["message"]
+    error = answer.json()["error"]
+    assert named in error["message"]
+    assert error["type"] == "invalid_request_error"
+    assert error["code"] == ("model_not_found" if status == 404 else None)
+    assert error["param"] in {None, *body} | {"prompt"}
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"), [("GET", "/v1/completions", 405), ("POST", "/v1/chat/completions", 404)]
+)
+def test_another_address_is_answered_in_openai_s_form(client: TestClient, method: str, path: str, status: int) -> None:
+    answer = client.request(method, path)
+    assert answer.status_code == status
+    assert f"found {method} {path}, allowed: POST /v1/completions" in answer.json()["error"]["message"]
+
+
+def test_a_body_of_another_type_is_named_as_curl_sends_it(client: TestClient) -> None:
+    form = {"Content-Type": "application/x-www-form-urlencoded"}
+    for content, headers in (('{"prompt": "a"}', form), ("{", {"Content-Type": "application/json"})):
+        answer = client.post("/v1/completions", content=content, headers=headers)
+        assert "Content-Type: application/json" in answer.json()["error"]["message"]
+
+
+def test_what_changes_nothing_is_taken_and_all_else_refused(client: TestClient) -> None:
+    """As clients such as LangChain send it unasked."""
+    options = {"prompt": "abc", "temperature": 0}
+    expected = ask(client, **options).json()["choices"]
+    unasked = {
+        "best_of": 1,
+        "echo": False,
+        "frequency_penalty": 0.0,
+        "logit_bias": None,
+        "logprobs": None,
+        "presence_penalty": 0,
+        "stop": None,
+    }
+    assert ask(client, **options, **unasked).json()["choices"] == expected
+    for key, value in {"best_of": 2, "echo": True, "logprobs": 0, "presence_penalty": 0.5}.items():
+        assert ask(client, **options, **{key: value}).json()["error"]["param"] == key
+
+
+@pytest.mark.parametrize("length", [1, 2, 3])
+@pytest.mark.parametrize("streamed", [False, True])
+def test_a_text_ends_before_the_first_of_its_stops(client: TestClient, length: int, *, streamed: bool) -> None:
+    options = {"prompt": "abc", "temperature": 5.0, "max_tokens": 30}
+    for seed in range(10):
+        whole = ask(client, **options, seed=seed).json()["choices"][0]["text"]
+        stops = [whole[5 : 5 + length] or "a", "never"]
+        answer = ask(client, **options, seed=seed, stop=stops, stream=streamed)
+        choices = [event["choices"][0] for event in events(answer)] if streamed else answer.json()["choices"]
+        assert "".join(choice["text"] for choice in choices) == whole.split(stops[0])[0]
+        if stops[0] in whole:
+            assert choices[-1]["finish_reason"] == "stop"
+    assert ask(client, **options, stop=["a"] * 5).json()["error"]["param"] == "stop"
 
 
 def test_what_cannot_be_read_and_other_sites_are_refused(client: TestClient) -> None:

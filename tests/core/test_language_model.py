@@ -147,3 +147,6 @@ def test_load_names_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"empty/config.json: not found"):
         load("empty")
+    for here in ("", "."):
+        with pytest.raises(UserError, match=r"^config.json: not found"):
+            load(here)

@@ -180,3 +180,10 @@ def test_ids_with_gaps_are_named() -> None:
     parts["model"]["vocab"]["zzz"] = 999
     with pytest.raises(UserError, match="ids: found none of 330, but one of 999"):
         take_tokenizer(json.dumps(parts), None)
+
+
+def test_a_gap_before_a_special_token_is_named_as_the_library_closes_it() -> None:
+    parts = json.loads(LIBRARY["gpt2"].to_str())
+    parts["added_tokens"].append(parts["added_tokens"][0] | {"content": "<|im_end|>", "id": 999})
+    with pytest.raises(UserError, match=r"added_tokens: found <\|im_end\|> under 999"):
+        take_tokenizer(json.dumps(parts), None)

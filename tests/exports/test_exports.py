@@ -372,6 +372,10 @@ def test_the_card_says_what_the_model_was_made_from() -> None:
         assert "stages/train.py" not in card
         assert ('"say \\"a\\""' if name == "gguf" else "'say \"a\"'") in card
     assert "not checked" in model_card("onnx", model, 4, provenance, {}, "", None)
+    assert "Trained from scratch on a table of prompts" in card
+    started = provenance.model_copy(update={"parameters": {"train": {"start_from": "pretrained/models/gpt2"}}})
+    card = model_card("onnx", random_model(LLAMA, VOCABULARIES["word"], ends_with_eos=False), 4, started, {}, "", None)
+    assert "Trained from the weights of pretrained/models/gpt2 on a table of texts" in card
     assert "7 of 7" in describe(Path("x"), proof)
 
 

@@ -167,9 +167,9 @@ def test_what_goes_out_comes_in_exactly(twin: str, data: st.DataObject) -> None:
     ("gpt2", {"feed_forward": "gelu"}, 'model.feed_forward: found "gelu"'),
     ("gpt2", {"tie_embeddings": False}, "model.tie_embeddings: found false"),
     ("gpt2", {"bias": False}, "has values, where the network of params.yaml has none"),
-    ("gpt2", {"norm": "none"}, "model.norm: found none"),
+    ("gpt2", {"norm": "none"}, "model.norm: found none, which no public architecture has; "),
     ("gpt2", {"positions": "rotary"}, "its shape is that of nemotron"),
-    ("llama", {"n_kv_heads": None}, "model.n_kv_heads: found 4"),
+    ("llama", {"n_kv_heads": None}, "model.n_kv_heads: found null"),
     ("llama", {"qk_norm": True}, "model.qk_norm: found true"),
     ("llama", {"d_ff": 32}, "model.d_ff: found 32"),
     ("llama", {"bias": True}, "bias: absent"),
@@ -183,6 +183,14 @@ def test_another_shape_is_named_by_its_key(kind: str, changed: dict[str, Any], n
     with pytest.raises(UserError) as refused:
         start_weights(tmp_path, config_of(kind, **changed), VOCABULARY)
     assert named in str(refused.value)
+
+
+def test_a_size_that_null_derives_is_not_named_beside_its_cause(tmp_path: Path) -> None:
+    foreign("gpt2", tmp_path, VOCABULARY)
+    with pytest.raises(UserError) as refused:
+        start_weights(tmp_path, config_of("gpt2", d_model=32, n_heads=4), VOCABULARY)
+    lines = str(refused.value).splitlines()
+    assert [line.split()[1] for line in lines] == ["model.d_model:", "model.n_heads:"]
 
 
 def test_a_context_of_another_length_is_no_other_shape_where_positions_have_no_weights(tmp_path: Path) -> None:
@@ -359,6 +367,19 @@ def test_rotary_positions_of_another_kind_are_named(changed: dict[str, Any], nam
     with pytest.raises(UserError) as refused:
         read_huggingface(tmp_path)
     assert named in str(refused.value)
+
+
+def test_a_sliding_window_is_refused_where_it_is_used(tmp_path: Path) -> None:
+    """Qwen's files have its width and use_sliding_window: false."""
+    pytest.importorskip("transformers")
+    write_huggingface(tmp_path, random_model(LLAMA | {"qk_norm": True, "bias": False}, VOCABULARY), VOCABULARY)
+    path = tmp_path / "config.json"
+    config = json.loads(path.read_text()) | {"sliding_window": 8, "use_sliding_window": False}
+    path.write_text(json.dumps(config))
+    assert read_huggingface(tmp_path)[0].network.config.qk_norm
+    path.write_text(json.dumps(config | {"use_sliding_window": True}))
+    with pytest.raises(UserError, match=r"sliding_window: found "):
+        read_huggingface(tmp_path)
 
 
 def test_a_base_inside_the_rotary_parameters_counts_before_one_outside(tmp_path: Path) -> None:
