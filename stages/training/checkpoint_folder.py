@@ -144,7 +144,7 @@ def write_hashes(checkpoint: Path, digests: Mapping[Path, str]) -> None:
 def _is_whole(checkpoint: Path) -> bool:
     """Return whether all files of a checkpoint have the SHA-256 that was written with them."""
     beside = checkpoint.with_suffix(_HASH_SUFFIX)
-    lines = beside.read_text(encoding="utf-8", errors="replace").splitlines() if beside.exists() else []
+    lines = beside.read_text(encoding="utf-8", errors="replace").splitlines() if beside.is_file() else []
     digests = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
     files = {path.name: path for path in (checkpoint, *_parts(checkpoint))}
     return checkpoint.name in digests and all(
@@ -159,7 +159,7 @@ def _parts(checkpoint: Path) -> list[Path]:
 def _read_word(path: Path, pattern: str) -> str | None:
     """Return the word in a small file, which goes into a command or an address; None where it is absent or anything else."""
     try:
-        word = path.read_text(encoding="utf-8")
+        word = path.read_text(encoding="utf-8") if path.is_file() else ""  # a pipe would be waited for
     except (FileNotFoundError, UnicodeDecodeError):
         return None
     return word if re.fullmatch(pattern, word, re.ASCII) else None
