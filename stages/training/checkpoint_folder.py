@@ -53,7 +53,8 @@ class CheckpointFolder:
             raise UserError(message) from None
         with lock:
             try:
-                holder.write_text(str(os.getpid()), encoding="utf-8")
+                with atomic_file(holder) as file:
+                    file.write(str(os.getpid()).encode())
                 for unfinished in self.path.glob(f"*{PARTIAL_SUFFIX}"):  # of a process that was killed
                     unfinished.unlink()
                 self._delete_lone_parts()

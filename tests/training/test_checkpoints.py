@@ -288,11 +288,14 @@ def test_a_damaged_checkpoint_is_told_by_its_hash(damage: str) -> None:
     assert folder.newest() == before
 
 
-def test_a_pipe_in_place_of_the_runs_id_is_not_waited_for() -> None:
+def test_a_pipe_in_place_of_a_small_file_is_not_waited_for() -> None:
     folder = broken_off(6)
-    (folder.path / "run").unlink(missing_ok=True)
-    os.mkfifo(folder.path / "run")
+    for name in ("run", "pid"):
+        (folder.path / name).unlink(missing_ok=True)
+        os.mkfifo(folder.path / name)
     assert folder.run_id is None
+    with folder.locked():
+        assert (folder.path / "pid").read_text() == str(os.getpid())
 
 
 def test_a_process_that_trains_keeps_others_out() -> None:
