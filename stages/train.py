@@ -172,8 +172,8 @@ def refuse_lone_rank(runtime: RuntimeParams) -> None:
     """
     if not is_first_device() and runtime.devices == runtime.num_nodes == 1:
         raise UserError(
-            f"RANK, LOCAL_RANK or SLURM_PROCID in the environment says that this is process {rank_zero_only.rank}, which leaves "
-            "the result to process 0, but params.yaml has one device (runtime.devices and runtime.num_nodes are 1); unset it, or "
+            "RANK, LOCAL_RANK or SLURM_PROCID in the environment says that this is not the first process of a training, which "
+            "writes the result, but params.yaml has one device (runtime.devices and runtime.num_nodes are 1); unset it, or "
             "set these to what trains together"
         )
 

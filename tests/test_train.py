@@ -1,9 +1,10 @@
 """What the training says before it begins."""
 
 import pytest
+from lightning.pytorch.utilities import rank_zero_only
 
 from stages.errors import UserError
-from stages.train import rank_zero_only, refuse_lone_rank, without_validation
+from stages.train import refuse_lone_rank, without_validation
 from tests.training.conftest import runtime_parameters, train_parameters
 
 
@@ -27,5 +28,5 @@ def test_a_lone_process_that_is_not_the_first_is_refused(monkeypatch: pytest.Mon
     monkeypatch.setattr(rank_zero_only, "rank", 1)
     refuse_lone_rank(runtime_parameters(devices=2))
     refuse_lone_rank(runtime_parameters(num_nodes=2))
-    with pytest.raises(UserError, match=r"says that this is process 1, .* one device"):
+    with pytest.raises(UserError, match=r"says that this is not the first process .* one device"):
         refuse_lone_rank(runtime_parameters())
