@@ -76,6 +76,8 @@ def prepare_data(name: str, text: Path | None) -> str | None:
             raise UserError(f"--text {text}: the preset {name} reads no text; only {' and '.join(_READ_TEXT)} do")
         if name != "addition":
             return None
+        if ADDITION_FILE.exists():
+            return f"{ADDITION_FILE} is there already: kept (delete it to have it written anew)"
         write_addition(ADDITION_FILE)
         return f"wrote {ADDITION_FILE}"
     if text is not None:

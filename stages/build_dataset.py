@@ -18,10 +18,11 @@ from stages.artifacts.dataset import (
 from stages.artifacts.key_spool import KeySpool, open_key_spool
 from stages.artifacts.metrics_json import DATA_METRICS, write_json
 from stages.artifacts.prompts_table import DataParams, find_sources
+from stages.artifacts.regular_file import hash_file
 from stages.artifacts.stage_inputs import unchanged_inputs
 from stages.artifacts.table_csv import ROW_LENGTHS, ROWS_BY_FILE, write_table
 from stages.artifacts.token_shards import TokenShardWriter, open_shard_writer, shard_path
-from stages.artifacts.vocabulary_json import read_vocabulary
+from stages.artifacts.vocabulary_json import VOCABULARY_FILE, read_vocabulary
 from stages.command_line import command_parser, run_stage
 from stages.core.data_figures import RowCounts, count_copies, data_figures, fitting_rows, rows_by_file
 from stages.core.prepared_rows import PreparedRows, prepare_rows
@@ -75,6 +76,7 @@ def main() -> None:
     metadata = DatasetMetadata(
         vocabulary_size=vocabulary.size,
         eos_id=vocabulary.eos_id,
+        vocabulary_sha256=hash_file(VOCABULARY_FILE),
         parameters=parameters,
         splits={split: part.metadata() for split, part in parts.items()},
     )

@@ -10,7 +10,7 @@ import lightning
 from lightning.pytorch.utilities import rank_zero_only
 
 from stages import command_line
-from stages.artifacts.dataset import DATASET_FOLDER, open_examples, read_metadata
+from stages.artifacts.dataset import DATASET_FOLDER, check_vocabulary, open_examples, read_metadata
 from stages.artifacts.metrics_json import write_json
 from stages.artifacts.model_weights import write_model
 from stages.artifacts.pretrained import MODELS, check_tracked
@@ -53,7 +53,9 @@ def train(inputs: StageInputs, *, restart: bool, quiet: bool) -> None:
     model_parameters = read_section("model", ModelParams)
     parameters = read_section("train", TrainParams)
     runtime = read_section("runtime", RuntimeParams)
+    refuse_lone_rank(runtime)
     metadata = read_metadata()
+    check_vocabulary(metadata)
     config = TransformerConfig(vocabulary_size=metadata.vocabulary_size, **model_parameters.model_dump())
     training = open_examples("train", metadata, config.context_length)
     validation = open_examples("validation", metadata, config.context_length)
@@ -160,6 +162,20 @@ def check_inputs(inputs: StageInputs, checkpoints: CheckpointFolder) -> None:
 def is_first_device() -> bool:
     """Return whether this process writes the results: Lightning starts one for each device, all with this command."""
     return getattr(rank_zero_only, "rank", 0) == 0
+
+
+def refuse_lone_rank(runtime: RuntimeParams) -> None:
+    """Refuse to train alone under another number than 0, as a shell within a job may have it: nobody would write the result.
+
+    Raises:
+        UserError: the environment has such a number, and params.yaml one device.
+    """
+    if not is_first_device() and runtime.devices == runtime.num_nodes == 1:
+        raise UserError(
+            "RANK, LOCAL_RANK or SLURM_PROCID in the environment says that this is not the first process of a training, which "
+            "writes the result, but params.yaml has one device (runtime.devices and runtime.num_nodes are 1); unset it, or "
+            "set these to what trains together"
+        )
 
 
 def locked(checkpoints: CheckpointFolder) -> AbstractContextManager[None]:

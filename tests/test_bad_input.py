@@ -144,6 +144,8 @@ CASES = [
     artifact("a vocabulary that is a pickle", "build_dataset", "data/vocabulary.json", pickle.dumps(Payload()), "not a vocabulary"),
     artifact("another program's vocabulary", "build_dataset", "data/vocabulary.json", '{"what": 0}', "not a vocabulary"),
     artifact("no dataset", "train", "data/dataset/metadata.json", None, "not found", "dvc repro"),
+    artifact("a dataset of another vocabulary", "train", "data/vocabulary.json", "RENAMED", "not the one that data/dataset/ was made with",
+             "dvc repro build_dataset"),
     artifact("a dataset's metadata that is none", "train", "data/dataset/metadata.json", "{}", "required", "dvc repro"),
     artifact("an empty dataset file", "train", "data/dataset/train.safetensors", b"", "empty", "dvc repro"),
     artifact("a truncated dataset file", "train", "data/dataset/train.safetensors", TRUNCATED, "not a token shard"),

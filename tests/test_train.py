@@ -1,9 +1,11 @@
 """What the training says before it begins."""
 
 import pytest
+from lightning.pytorch.utilities import rank_zero_only
 
-from stages.train import without_validation
-from tests.training.conftest import train_parameters
+from stages.errors import UserError
+from stages.train import refuse_lone_rank, without_validation
+from tests.training.conftest import runtime_parameters, train_parameters
 
 
 @pytest.mark.parametrize(("changed", "effects"), [
@@ -18,3 +20,13 @@ def test_parameters_that_need_validation_rows_are_named_where_there_are_none(
     lines = without_validation(train_parameters(**changed))
     assert len(lines) == len(effects)
     assert all(effect in line for effect, line in zip(effects, lines, strict=True))
+
+
+def test_a_lone_process_that_is_not_the_first_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where a job's shell has SLURM_PROCID=1: it would train, write nothing, and end well."""
+    refuse_lone_rank(runtime_parameters())
+    monkeypatch.setattr(rank_zero_only, "rank", 1)
+    refuse_lone_rank(runtime_parameters(devices=2))
+    refuse_lone_rank(runtime_parameters(num_nodes=2))
+    with pytest.raises(UserError, match=r"says that this is not the first process .* one device"):
+        refuse_lone_rank(runtime_parameters())

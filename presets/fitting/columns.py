@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 
 from presets.fitting.choice import Choice
+from stages.artifacts.table_columns import header_that_is_a_row
 from stages.core.split import SPLITS
 from stages.errors import UserError
 
@@ -100,6 +101,8 @@ def _named(
 
 def _guessed(frame: pd.DataFrame, columns: Sequence[str]) -> tuple[Choice[str], Choice[str | None]]:
     """Return the columns that names, and then content, make the only likely ones."""
+    if row := header_that_is_a_row(columns):
+        raise UserError(f"found {', '.join(map(repr, columns))}: {row}")
     texts = [name for name in columns if not _is_about_the_row(frame[name], name)] or list(columns)
     if len(texts) == 1:
         return Choice(texts[0], "the only column of text"), Choice(None, "no second column of text: plain text")

@@ -9,8 +9,9 @@ from typing import Annotated, Any, Self
 import pydantic
 
 from stages.artifacts.atomic import atomic_file
-from stages.artifacts.regular_file import check_file
+from stages.artifacts.regular_file import check_file, hash_file
 from stages.artifacts.token_shards import METADATA_FILE, REBUILD, open_shard, shard_path, verify_shard
+from stages.artifacts.vocabulary_json import VOCABULARY_FILE
 from stages.core.examples import Examples
 from stages.core.params_model import ParamsModel
 from stages.core.split import SPLITS, Split
@@ -45,6 +46,8 @@ class DatasetMetadata(ParamsModel):
     """How many tokens the vocabulary has."""
     eos_id: Natural
     """The id of <EOS>."""
+    vocabulary_sha256: str
+    """Of data/vocabulary.json: ids of another one would be learnt as other words, in silence."""
     parameters: DatasetParams
     """How its tokens become windows, and which targets carry loss."""
     splits: dict[Split, SplitMetadata]
@@ -71,6 +74,17 @@ def read_metadata(folder: Path = DATASET_FOLDER) -> DatasetMetadata:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"]))
         raise UserError(f"{path}: {key}: {first['msg']}; {REBUILD}".replace(" : ", " ")) from None
+
+
+def check_vocabulary(metadata: DatasetMetadata) -> None:
+    """Compare data/vocabulary.json with the one that the dataset was made with.
+
+    Raises:
+        UserError: they differ, as where one stage alone was run, or the vocabulary is absent.
+    """
+    check_file(VOCABULARY_FILE, "build it with: dvc repro build_vocabulary")
+    if hash_file(VOCABULARY_FILE) != metadata.vocabulary_sha256:
+        raise UserError(f"{VOCABULARY_FILE}: not the one that {DATASET_FOLDER}/ was made with; {REBUILD}")
 
 
 def write_metadata(metadata: DatasetMetadata, folder: Path = DATASET_FOLDER) -> None:

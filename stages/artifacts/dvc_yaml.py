@@ -53,7 +53,13 @@ def parameter(parameters: dict[str, Any], name: str) -> Any:
 
 
 def flatten(name: str, value: Any) -> dict[str, Any]:
-    """Return the values of a section by their dotted names."""
-    if not isinstance(value, dict):
-        return {name: value}
-    return {full: leaf for key, inner in value.items() for full, leaf in flatten(f"{name}.{key}", inner).items()}
+    """Return the values of a section by their dotted names, however deep they lie in a file that anyone wrote."""
+    leaves: dict[str, Any] = {}
+    waiting = [(name, value)]
+    while waiting:
+        place, found = waiting.pop()
+        if isinstance(found, dict):
+            waiting += reversed([(f"{place}.{key}", inner) for key, inner in found.items()])
+        else:
+            leaves[place] = found
+    return leaves

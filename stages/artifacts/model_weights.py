@@ -75,7 +75,9 @@ def read_model(folder: Path = MODEL_FOLDER, vocabulary_file: Path = VOCABULARY_F
         UserError: a file is absent, damaged, or does not fit the others.
     """
     model, vocabulary = read_network(folder), read_vocabulary(vocabulary_file)
-    if read_provenance(folder).dependencies.get(str(VOCABULARY_FILE)) != md5(vocabulary_file):
+    provenance = read_provenance(folder)
+    _check_architecture(folder, model.network.config, provenance)
+    if provenance.dependencies.get(str(VOCABULARY_FILE)) != md5(vocabulary_file):
         here = (folder, vocabulary_file) == (MODEL_FOLDER, VOCABULARY_FILE)
         fix = "type `dvc repro`" if here else "give the model's own with --vocabulary"
         raise UserError(f"{vocabulary_file}: different from the one that {folder}/ was trained with; {fix}")
@@ -91,7 +93,11 @@ def read_network(folder: Path) -> SavedModel:
     try:
         config = ModelConfig.model_validate(read_json(folder / CONFIG))
     except pydantic.ValidationError as error:
-        raise UserError(f"{folder / CONFIG}: not a model's configuration: {error.errors()[0]['msg']}") from None
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        raise UserError(
+            f"{folder / CONFIG}: not a model's configuration: {key}: {first['msg']}; {_TRAIN_AGAIN}"
+        ) from None
     path = folder / WEIGHTS
     LOG.info("reading %s", path)
     check_file(path, "make it with `dvc repro`")
@@ -111,6 +117,21 @@ def read_network(folder: Path) -> SavedModel:
     network.load_state_dict(weights)
     network.eval().requires_grad_(requires_grad=False)
     return SavedModel(network, config.prompts_end_with_eos)
+
+
+def _check_architecture(folder: Path, architecture: TransformerConfig, provenance: Provenance) -> None:
+    """Compare a configuration with what was trained: what has no weights, such as the context's length, changes figures too.
+
+    Raises:
+        UserError: they differ.
+    """
+    trained = provenance.parameters.get("model")
+    for name, found in architecture.model_dump().items():
+        if isinstance(trained, dict) and trained.get(name, found) != found:
+            raise UserError(
+                f"{folder / CONFIG}: architecture.{name}: found {found!r}, but {PROVENANCE_FILE} beside it has "
+                f"{trained[name]!r}; {_TRAIN_AGAIN}"
+            )
 
 
 def _check_shapes(architecture: TransformerConfig, weights: Mapping[str, torch.Tensor]) -> None:

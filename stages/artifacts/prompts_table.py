@@ -37,6 +37,7 @@ _SPLIT_OF_NAME |= dict.fromkeys(("validation", "valid", "val", "dev"), "validati
 _PART = r"[-_.]?\d+(?:-of-\d+)?"
 _NAMED = re.compile(rf"(?:^|[^a-z0-9])({'|'.join(_SPLIT_OF_NAME)})(?:{_PART})?$", re.IGNORECASE)
 _NUMBERED = re.compile(rf"{_PART}$")
+_STANDARD_INPUT = re.compile(r"-|/dev/stdin|(?:/dev|/proc/\w+)/fd/.*")
 _NAMED_TABLES = 20  # in a message
 _LARGE_BYTES = 1 << 24
 
@@ -204,6 +205,11 @@ def find_tables(data_csv: str, pattern: str | None = None) -> list[Path]:
     if re.match(r"[a-zA-Z][a-zA-Z0-9+.-]+://", data_csv):
         raise UserError(
             f"data.csv: {data_csv} is an address; fetch it first: dvc import-url {shlex.quote(data_csv)} data/"
+        )
+    if _STANDARD_INPUT.fullmatch(data_csv):
+        raise UserError(
+            f"data.csv: {data_csv} is what comes in by a pipe, and the table is read more than once; save it to a file, such as "
+            "data/prompts.csv"
         )
     roots = [
         Path.cwd(),

@@ -92,7 +92,9 @@ def read_provenance(folder: Path = MODEL_FOLDER) -> Provenance:
     try:
         provenance = Provenance.model_validate(read_json(path))
     except pydantic.ValidationError as error:
-        raise UserError(f"{path}: not a model's provenance: {error.errors()[0]['msg']}") from None
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        raise UserError(f"{path}: not a model's provenance: {key}: {first['msg']}; type `dvc checkout`") from None
     if not FINGERPRINT.fullmatch(provenance.fingerprint):  # it names files and folders
         found = textwrap.shorten(repr(provenance.fingerprint), 60)
         raise UserError(f"{path}: fingerprint: expected 16 hexadecimal digits, found {found}; type `dvc checkout`")

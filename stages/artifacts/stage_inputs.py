@@ -136,7 +136,8 @@ def unchanged_inputs(stage: str) -> Iterator[StageInputs]:
             raise
         cause = f"{error}\n" if isinstance(error, UserError) else ""
         raise UserError(f"{cause}{changes[0]} while {stage} ran; type `dvc repro` again") from error
-    if os.environ.get("LOCAL_RANK", "0") == "0":  # of the processes that train together, one on each machine
+    # Of the processes that train together, one on each machine.
+    if stage != "train" or os.environ.get("LOCAL_RANK", "0") == "0":
         inputs.check()
 
 

@@ -23,6 +23,7 @@ KEYS = {
 _SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "vertical bars", ",": "commas"}
 
 _CARRIAGE_RETURN = re.compile(rb"\r")
+_NUMBER = re.compile(r"\s*[-+]?\d+(\.\d+)?\s*")
 
 Columns = dict[str, pa.StringArray]
 """The text of some rows: prompt, completion, and split and group where a column says them."""
@@ -64,6 +65,8 @@ def find_column(path: Path, names: Sequence[str], role: str, wanted: Wanted) -> 
     used = [mark for mark in _SEPARATORS if len(names) == 1 and mark in names[0]]
     if used:
         fix = f"the columns are separated by {_SEPARATORS[used[0]]}; read them with -S {setting('data.delimiter', used[0])}"
+    elif row := header_that_is_a_row(names):
+        fix = row
     elif spaced := [other for other in names if other.strip() == name.strip()]:
         fix = f"the header has white space around {spaced[0]!r}; remove it there, or use -S {setting(key, spaced[0])}"
     else:
@@ -74,7 +77,20 @@ def find_column(path: Path, names: Sequence[str], role: str, wanted: Wanted) -> 
             fix += ", or -S data.completion_column=null if the table has prompts only"
         if role == "group":
             fix += ", or -S evaluate.group_column=null to score without groups"
+        if role == "prompt":
+            fix += "; if these are a row of data, put a line above it that names the columns"
     raise UserError(f"{path}: no column {name!r} ({key}); found: {found}; {fix}")
+
+
+def header_that_is_a_row(names: Sequence[str]) -> str | None:
+    """Return what to do where a header seems to be the first row: all numbers, other than the 0, 1, ... that pandas writes."""
+    if (
+        not names
+        or not all(map(_NUMBER.fullmatch, names))
+        or list(names) == [str(index) for index in range(len(names))]
+    ):
+        return None
+    return "the first line seems to be a row of data; put a line above it that names the columns, such as prompt,completion"
 
 
 def setting(key: str, value: str) -> str:

@@ -125,10 +125,18 @@ def _is_of_this_workspace(error: Exception) -> bool:
 
 
 def one_at_a_time() -> FileLock:
-    """Return a lock that keeps processes apart where MLflow breaks: two that create one SQLite store, from any workspace."""
+    """Return a lock that keeps processes apart where MLflow breaks: two that create one SQLite store, from any workspace.
+
+    Raises:
+        OSError: its file cannot be created.
+    """
     uri = tracking_uri()
     database = Path((uri.startswith("sqlite") and sqlalchemy.make_url(uri).database) or "mlflow.db")
-    return FileLock(project_root() / f"{database}.lock", is_singleton=True)  # who has it may ask again
+    file = project_root() / f"{database}.lock"
+    if not file.exists():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()  # where that fails, as in /proc, the lock would try without end
+    return FileLock(file, is_singleton=True)  # who has it may ask again
 
 
 def exists_already(error: MlflowException) -> bool:

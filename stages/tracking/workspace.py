@@ -96,7 +96,7 @@ def remember_run_name(fingerprint: str, name: str) -> None:
 def run_name(fingerprint: str) -> str | None:
     """Return the name of the newest run that trained this model here; None where there was none."""
     path = project_root() / FOLDER / fingerprint
-    return path.read_text(encoding="utf-8", errors="replace") or None if path.exists() else None
+    return path.read_text(encoding="utf-8", errors="replace") or None if path.is_file() else None
 
 
 def masked(text: str) -> str:

@@ -53,7 +53,8 @@ class CheckpointFolder:
             raise UserError(message) from None
         with lock:
             try:
-                holder.write_text(str(os.getpid()), encoding="utf-8")
+                with atomic_file(holder) as file:
+                    file.write(str(os.getpid()).encode())
                 for unfinished in self.path.glob(f"*{PARTIAL_SUFFIX}"):  # of a process that was killed
                     unfinished.unlink()
                 self._delete_lone_parts()
@@ -144,7 +145,7 @@ def write_hashes(checkpoint: Path, digests: Mapping[Path, str]) -> None:
 def _is_whole(checkpoint: Path) -> bool:
     """Return whether all files of a checkpoint have the SHA-256 that was written with them."""
     beside = checkpoint.with_suffix(_HASH_SUFFIX)
-    lines = beside.read_text(encoding="utf-8", errors="replace").splitlines() if beside.exists() else []
+    lines = beside.read_text(encoding="utf-8", errors="replace").splitlines() if beside.is_file() else []
     digests = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
     files = {path.name: path for path in (checkpoint, *_parts(checkpoint))}
     return checkpoint.name in digests and all(
@@ -159,7 +160,7 @@ def _parts(checkpoint: Path) -> list[Path]:
 def _read_word(path: Path, pattern: str) -> str | None:
     """Return the word in a small file, which goes into a command or an address; None where it is absent or anything else."""
     try:
-        word = path.read_text(encoding="utf-8")
+        word = path.read_text(encoding="utf-8") if path.is_file() else ""  # a pipe would be waited for
     except (FileNotFoundError, UnicodeDecodeError):
         return None
     return word if re.fullmatch(pattern, word, re.ASCII) else None

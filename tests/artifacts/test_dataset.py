@@ -29,6 +29,7 @@ CONTEXT_LENGTH = 100
 METADATA = DatasetMetadata(
     vocabulary_size=5,
     eos_id=4,
+    vocabulary_sha256="0",
     parameters=DatasetParams(packing="rows", loss_on="all", stride=None),
     splits={"train": SplitMetadata(rows=2, tokens=12, scored_tokens=10, scored_bytes=25, sha256="0")},
 )
@@ -46,6 +47,7 @@ def test_batches_travel_to_another_process_without_their_tokens(
     metadata = DatasetMetadata(
         vocabulary_size=11,
         eos_id=10,
+        vocabulary_sha256="0",
         parameters=DatasetParams(packing="stream", loss_on="all", stride=None),
         splits={
             "train": SplitMetadata(
@@ -77,7 +79,12 @@ def test_batches_travel_to_another_process_without_their_tokens(
 )
 def test_a_split_without_a_target_is_refused(loss_on: str, fix: str) -> None:
     dataset = DatasetMetadata.model_validate(
-        {"vocabulary_size": 5, "eos_id": 4, "parameters": {"packing": "rows", "loss_on": loss_on, "stride": None}}
+        {
+            "vocabulary_size": 5,
+            "eos_id": 4,
+            "vocabulary_sha256": "0",
+            "parameters": {"packing": "rows", "loss_on": loss_on, "stride": None},
+        }
         | {"splits": {"test": {"rows": 9, "tokens": 9, "scored_tokens": 0, "scored_bytes": 0, "sha256": "0"}}}
     )
     with pytest.raises(UserError, match=rf"none of the 9 test rows has .* dataset.loss_on: {loss_on}; .*{fix}"):
@@ -86,7 +93,12 @@ def test_a_split_without_a_target_is_refused(loss_on: str, fix: str) -> None:
 
 def test_a_split_that_is_absent_is_named() -> None:
     dataset = DatasetMetadata.model_validate(
-        {"vocabulary_size": 5, "eos_id": 4, "parameters": {"packing": "rows", "loss_on": "all", "stride": None}}
+        {
+            "vocabulary_size": 5,
+            "eos_id": 4,
+            "vocabulary_sha256": "0",
+            "parameters": {"packing": "rows", "loss_on": "all", "stride": None},
+        }
         | {"splits": {}}
     )
     with pytest.raises(UserError, match=r"^data/dataset/metadata.json: splits: test is missing; type `dvc repro"):

@@ -139,6 +139,33 @@ def test_a_model_is_read_from_elsewhere_with_its_vocabulary(tmp_path: Path) -> N
     assert model.network.config.vocabulary_size == vocabulary.size
 
 
+@pytest.mark.parametrize(("name", "value"), [("norm_eps", 0.5), ("rope_theta", 5.0), ("dropout", 0.5)])
+def test_a_configuration_that_changes_figures_but_no_weight_is_refused(name: str, value: object) -> None:
+    write(1.0)
+    provenance, config = read_json(MODEL_FOLDER / "provenance.json"), read_json(MODEL_FOLDER / "config.json")
+    provenance["parameters"] = {"model": {key: config["architecture"][key] for key in ("d_model", name)}}
+    write_json(MODEL_FOLDER / "provenance.json", provenance)
+    assert read() == (1.0, False, "1")
+    config["architecture"][name] = value
+    write_json(MODEL_FOLDER / "config.json", config)
+    with pytest.raises(
+        UserError, match=rf"config\.json: architecture\.{name}: found '?{value}'?, but provenance\.json"
+    ):
+        read()
+
+
+@pytest.mark.parametrize(("key", "value"), [("d_model", "2"), ("n_layers", -1), ("rope_theta", "x")])
+def test_what_is_wrong_in_a_configuration_is_named_with_its_key(key: str, value: object) -> None:
+    write(1.0)
+    config = read_json(MODEL_FOLDER / "config.json")
+    config["architecture"][key] = value
+    write_json(MODEL_FOLDER / "config.json", config)
+    with pytest.raises(
+        UserError, match=rf"config\.json: not a model's configuration: architecture\.{key}: Input .*; type"
+    ):
+        read()
+
+
 @pytest.mark.parametrize("size", ["n_layers", "d_model", "context_length", "vocabulary_size", "d_ff"])
 @pytest.mark.parametrize("value", [3, 10**6, 10**12, 10**19])
 def test_a_configuration_that_describes_another_model_takes_no_memory(size: str, value: int) -> None:

@@ -189,6 +189,14 @@ def test_other_columns_are_passed_over() -> None:
         (b"prompt,completion\n", "no rows below the header"),
         (b"text,label\na,b\n", r"no column 'prompt' .*found: 'text', 'label'.*-S data\.prompt_column=text"),
         (b"prompt,label\na,b\n", r"no column 'completion'.*-S data\.completion_column=label"),
+        (
+            b"prompt, completion\na, b\n",
+            r"no column 'completion'.*white space around ' completion'; remove .* \"data\.completion_column=' completion'\"",
+        ),
+        (b"12,34\n5,6\n", r"found: '12', '34'; the first line seems to be a row of data; put a line above it"),
+        (b"1.5\n2\n", r"found: '1\.5'; the first line seems to be a row of data"),
+        (b"0,1\na,b\n", r"found: '0', '1'; name the right one, e\.g\. with -S \"data\.prompt_column='0'\""),
+        (b"what is CNN,Great\n", r"; if these are a row of data, put a line above it that names the columns"),
         (b"prompt,completion,prompt\na,b,c\n", "'prompt' .*stands 2 times in the header"),
         (b"prompt;completion\na;b\n", "separated by semicolons"),
         (b"prompt\tcompletion\na\tb\n", "separated by tabs"),
@@ -262,6 +270,31 @@ def test_a_missing_file_is_named_with_what_is_there() -> None:
         rows(read_prompts(data("prompts.csv"), NOTHING_HELD_OUT))
 
 
+@pytest.mark.parametrize("path", ["-", "/dev/stdin", "/dev/fd/63", "/dev/fd/N", "/proc/self/fd/N"])
+def test_standard_input_is_refused_also_where_it_comes_from_a_file(path: str) -> None:
+    Path("in.csv").write_text("prompt,completion\na,b\n")
+    with Path("in.csv").open() as file:
+        given = path.replace("N", str(file.fileno()))
+        with pytest.raises(UserError, match=rf"^data\.csv: {given} is what comes in by a pipe.*; save it to a file"):
+            rows(read_prompts(data(given), NOTHING_HELD_OUT))
+
+
+@pytest.mark.parametrize("address", ["s3://bucket/x.csv", "https://example.com/x.csv", "hf://datasets/a/b.parquet"])
+def test_an_address_is_told_how_to_fetch_it(address: str) -> None:
+    with pytest.raises(
+        UserError, match=rf"^data\.csv: {address} is an address; fetch it first: dvc import-url {address}"
+    ):
+        rows(read_prompts(data(address), NOTHING_HELD_OUT))
+
+
+def test_white_space_in_the_header_teaches_no_prompt_as_its_answer() -> None:
+    """The name that the message gives reads the answers; the fix that it once suggested read the prompts twice."""
+    Path("p.csv").write_text("prompt, completion\na, b\n")
+    assert rows(read_prompts(data("p.csv", "prompt", " completion"), NOTHING_HELD_OUT)) == [("a", " b")]
+    with pytest.raises(ValueError, match="prompts would be learnt as their own answers"):
+        data("p.csv", "prompt", "prompt")
+
+
 def write_folder(**files: list[str]) -> None:
     for name, prompts in files.items():
         lines = "".join(f"{prompt},x\n" for prompt in prompts)
@@ -279,12 +312,33 @@ def test_in_a_folder_the_names_say_the_splits() -> None:
     assert [read[prompt] for prompt in prompts] == [SPLITS[code] for code in drawn]
 
 
+@pytest.mark.parametrize("name", ["validation", "valid", "val", "dev", "my_val", "dev-0001"])
+def test_every_usual_name_of_a_validation_file_is_taken(name: str) -> None:
+    write_folder(**{"train": ["a"], name: ["b"]})
+    assert splits(read_prompts(data("."), HALF_HELD_OUT.model_copy(update={"test": 0.0}))) == {
+        "a": "train",
+        "b": "validation",
+    }
+
+
+def test_several_validation_files_are_read_one_after_the_other_by_name() -> None:
+    write_folder(val=["v"], dev=["d"], train=["t"])
+    read = [
+        (row["file"], row["prompt"], row["split"])
+        for frame in read_prompts(data("."), NOTHING_HELD_OUT)
+        for row in frame.to_pylist()
+    ]
+    assert read == [("train.csv", "t", "train"), ("dev.csv", "d", "validation"), ("val.csv", "v", "validation")]
+
+
 def test_a_folder_whose_names_do_not_say_the_splits_is_refused() -> None:
     write_folder(test=["a"])
     with pytest.raises(UserError, match="no training file"):
         rows(read_prompts(data("."), NOTHING_HELD_OUT))
     write_folder(train=["a"], latest=["a"])
-    with pytest.raises(UserError, match=r"latest.csv: the name does not say which split"):
+    with pytest.raises(
+        UserError, match=r"latest\.csv: the name does not say which split .*validation \(or valid, val, dev\) or test"
+    ):
         rows(read_prompts(data("."), NOTHING_HELD_OUT))
 
 

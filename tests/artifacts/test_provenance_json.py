@@ -7,6 +7,7 @@ import pytest
 from dvc.repo import Repo
 from ruamel.yaml import YAML
 
+from stages.artifacts.dvc_yaml import flatten
 from stages.artifacts.metrics_json import write_json
 from stages.artifacts.provenance_json import PROVENANCE_FILE, md5, read_provenance, stage_provenance
 from stages.errors import UserError
@@ -95,6 +96,14 @@ def test_a_folder_has_the_hash_that_dvc_gives_it(tmp_path: Path, monkeypatch: py
     (out,) = YAML(typ="safe").load(Path("folder.dvc"))["outs"]
     assert md5(Path("folder")) == out["md5"]
     assert out["nfiles"] == 5
+
+
+def test_parameters_of_any_depth_are_compared() -> None:
+    """JSON may be deeper than a function can call itself."""
+    deep: object = 1
+    for _ in range(900):
+        deep = {"a": deep}
+    assert list(flatten("train", {"b": 2, "deep": deep, "c": 3}).values()) == [2, 1, 3]
 
 
 @pytest.mark.parametrize(

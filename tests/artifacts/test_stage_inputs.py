@@ -215,6 +215,8 @@ def test_of_the_processes_of_one_machine_one_looks(monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("LOCAL_RANK", "1")
     with unchanged_inputs("train"):
         edit_parameter("train.learning_rate", 0.5)
+    with pytest.raises(UserError, match=r"evaluate\.samples changed"), unchanged_inputs("evaluate"):
+        edit_parameter("evaluate.samples", 7)
 
 
 def test_the_preparation_stages_refuse_what_changed_as_they_ran(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -50,6 +50,15 @@ def test_addition_with_its_data(
     assert saved(project) == {}
 
 
+def test_a_table_of_sums_that_was_edited_is_kept(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (project / "data" / "addition.csv").write_text("prompt,completion\n1+1=,2\n")
+    use(monkeypatch, "addition")
+    assert (project / "data" / "addition.csv").read_text() == "prompt,completion\n1+1=,2\n"
+    assert "data/addition.csv is there already: kept" in capsys.readouterr().out
+
+
 def test_each_content_of_the_users_is_saved_once(
     project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

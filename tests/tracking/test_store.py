@@ -194,6 +194,14 @@ def test_a_file_that_is_no_database_is_reported_within_ten_seconds(
     assert time.monotonic() - began < 10
 
 
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="no /proc here")
+def test_a_folder_that_takes_no_files_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The lock beside the database would be tried without end."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:////proc/self/runs.db")
+    with pytest.raises(UserError, match=r"/proc/self/runs\.db: FileNotFoundError: .*; put that right, then type"):
+        check_store()
+
+
 @pytest.mark.parametrize("variable", ["MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI"])
 @pytest.mark.parametrize(
     "address",

@@ -240,3 +240,6 @@ def test_a_run_name_that_a_power_cut_tore_costs_no_command(workspace: Path) -> N
     (workspace / ".runs" / ("a" * 16)).write_bytes(b"\xff\x00")
     assert run_name("a" * 16) is not None
     assert [path.name for path in (workspace / ".runs").iterdir()] == ["a" * 16]
+    (workspace / ".runs" / ("a" * 16)).unlink()
+    os.mkfifo(workspace / ".runs" / ("a" * 16))
+    assert run_name("a" * 16) is None

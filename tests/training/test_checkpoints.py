@@ -269,7 +269,7 @@ def test_the_last_two_checkpoints_are_kept_and_a_torn_one_is_passed_over(capsys:
     assert_same(train(folder), train(None))
 
 
-@pytest.mark.parametrize("damage", ["flipped", "no hash", "empty"])
+@pytest.mark.parametrize("damage", ["flipped", "no hash", "empty", "a pipe for a hash"])
 def test_a_damaged_checkpoint_is_told_by_its_hash(damage: str) -> None:
     folder = broken_off(6)
     before, newest = sorted(folder.path.glob("*.ckpt"))
@@ -282,7 +282,20 @@ def test_a_damaged_checkpoint_is_told_by_its_hash(damage: str) -> None:
             newest.with_suffix(".sha256").unlink()
         case "empty":
             newest.write_bytes(b"")
+        case _:
+            newest.with_suffix(".sha256").unlink()
+            os.mkfifo(newest.with_suffix(".sha256"))
     assert folder.newest() == before
+
+
+def test_a_pipe_in_place_of_a_small_file_is_not_waited_for() -> None:
+    folder = broken_off(6)
+    for name in ("run", "pid"):
+        (folder.path / name).unlink(missing_ok=True)
+        os.mkfifo(folder.path / name)
+    assert folder.run_id is None
+    with folder.locked():
+        assert (folder.path / "pid").read_text() == str(os.getpid())
 
 
 def test_a_process_that_trains_keeps_others_out() -> None:

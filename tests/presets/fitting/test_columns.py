@@ -107,3 +107,16 @@ def test_labels_are_few_and_short(cells: str | list[str], expected: bool) -> Non
 )
 def test_words_of_a_name(name: str, words: list[str]) -> None:
     assert words_of(name) == words
+
+
+@pytest.mark.parametrize("header", [["12", "34"], ["1.5"], ["1", "2", "2"]])
+def test_a_header_of_numbers_is_a_row_that_nobody_wants_to_lose(header: list[str]) -> None:
+    with pytest.raises(UserError, match=r"found '.*: the first line seems to be a row of data; put a line above it"):
+        choose_roles(pd.DataFrame([[TEXT] * len(header)] * 3, columns=header))
+
+
+def test_the_numbers_that_pandas_writes_as_a_header_are_names() -> None:
+    numbered = pd.DataFrame({"0": ["a b", "b c", "c d"], "1": ["x y", "y z", "z z"]})
+    with pytest.raises(UserError, match="which is the prompt"):
+        choose_roles(numbered)
+    assert choose_roles(numbered, "0", "1").prompt.value == "0"
