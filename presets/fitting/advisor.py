@@ -1,5 +1,6 @@
 """From data and a budget to a whole params.yaml and its forecast; and the forecast of one that stands already."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +31,7 @@ from stages.core.params_model import ParamsModel
 from stages.core.split import SPLITS, Split, SplitParams
 from stages.core.transformer import ModelParams, TransformerConfig
 from stages.core.vocabulary import VocabularyParams
-from stages.core.windows import DatasetParams
+from stages.core.windows import DatasetParams, pass_lengths
 from stages.errors import UserError
 from stages.parameters import read_all, read_section
 from stages.training.optimization import TrainParams
@@ -48,6 +49,7 @@ REHEARSAL_SECONDS = 6.0
 """For rehearsing the training that was chosen, and at most this share of the budget:"""
 REHEARSAL_SHARE = 0.02
 _MARGIN = 0.9  # of the free memory
+_BATCHES = 100  # of which the one with the most tokens counts
 
 
 @dataclass(frozen=True)
@@ -159,11 +161,15 @@ class DataAtHand:
     seconds: float
     """What reading and encoding the sample took."""
 
-    @property
-    def longest(self) -> int:
-        """Return the inputs of the longest example."""
+    def padded_tokens(self, batch_size: int, runtime: RuntimeParams, *, compiled: bool = False) -> int:
+        """Return the inputs of an example, padding included: on a CPU, where short rows have passes of their own, a batch's mean."""
         windows = self.training.windows()
-        return int((windows.ends - windows.starts).max())
+        lengths = windows.ends - windows.starts
+        if compiled or runtime.torch_device() != "cpu":
+            return int(lengths.max())
+        draw = np.random.default_rng(0)
+        batches = [pass_lengths(draw.choice(lengths, batch_size)) for _ in range(_BATCHES)]
+        return max(math.ceil(float(batch.mean())) for batch in batches)
 
     @property
     def training_tokens(self) -> float:
@@ -197,10 +203,11 @@ def choose_model_and_training(
     windows = data.training.full_windows(0)
     mean_tokens = float((windows.ends - windows.starts).mean())
     first_batch = max(1, min(examples, round(FIRST_BATCH_TOKENS / mean_tokens)))
+    padded_tokens = data.padded_tokens(first_batch, runtime)
     candidates = []
     for n_layers, d_model in rules.SHAPES:
         config = shape_config(defaults, chosen, n_layers, d_model, data.prepared.vocabulary.size)
-        if needed_bytes(config, first_batch, data.longest) > _MARGIN * free_bytes(runtime):
+        if needed_bytes(config, first_batch, padded_tokens) > _MARGIN * free_bytes(runtime):
             break
         parameters = section("train", TrainParams, defaults, chosen | rules.timing_choices(first_batch))
         step_seconds = time_step(config, data.training, parameters, min(STEP_SECONDS, seconds * STEP_SHARE))
@@ -211,7 +218,7 @@ def choose_model_and_training(
             break
     if not candidates:
         smallest = shape_config(defaults, chosen, *rules.SHAPES[0], data.prepared.vocabulary.size)
-        raise UserError(refusal(smallest, first_batch, data.longest, free_bytes(runtime)))
+        raise UserError(refusal(smallest, first_batch, padded_tokens, free_bytes(runtime)))
     shape = rules.choose_shape(candidates, seconds, data.training_tokens)
     best = shape.value
     tokens = best.tokens_per_second * seconds
@@ -230,7 +237,8 @@ def choose_model_and_training(
     steps = steps_within(seconds, workload_of(data, defaults, chosen, config), measured)
     passes = steps * chosen["train.batch_size"].value / (examples * data.scale)
     chosen |= rules.choose_training(passes, steps, validates=validates)
-    peak = peak_bytes(config, chosen["train.batch_size"].value, data.longest, measured)
+    batch_size = chosen["train.batch_size"].value
+    peak = peak_bytes(config, batch_size, data.padded_tokens(batch_size, runtime), measured)
     return chosen, forecast(workload_of(data, defaults, chosen, config), measured, peak)
 
 
@@ -241,12 +249,14 @@ def expect(data: DataAtHand, values: Mapping[str, Any], choices: Choices, runtim
         UserError: it would not fit into memory.
     """
     config = config_of(values, choices, data.prepared.vocabulary.size)
-    batch_size = runtime.micro_batch_size or section("train", TrainParams, values, choices).batch_size
-    needed, free = needed_bytes(config, batch_size, data.longest), free_bytes(runtime)
+    parameters = section("train", TrainParams, values, choices)
+    batch_size = runtime.micro_batch_size or parameters.batch_size
+    padded_tokens = data.padded_tokens(batch_size, runtime, compiled=parameters.compile)
+    needed, free = needed_bytes(config, batch_size, padded_tokens), free_bytes(runtime)
     if needed > free:
-        raise UserError(refusal(config, batch_size, data.longest, free))
+        raise UserError(refusal(config, batch_size, padded_tokens, free))
     measured = rehearsal_of(data, values, choices, config, runtime, REHEARSAL_SECONDS)
-    peak = peak_bytes(config, batch_size, data.longest, measured)
+    peak = peak_bytes(config, batch_size, padded_tokens, measured)
     return forecast(workload_of(data, values, choices, config), measured, peak)
 
 

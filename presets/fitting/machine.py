@@ -23,6 +23,7 @@ from stages.core.examples import Examples
 from stages.core.generation import generate
 from stages.core.loss import summed_loss
 from stages.core.transformer import Transformer, TransformerConfig
+from stages.core.windows import passes
 from stages.errors import UserError
 from stages.training.data_module import TrainingBatches
 from stages.training.optimization import TrainParams, build_optimizer
@@ -130,7 +131,14 @@ def time_step(config: TransformerConfig, training: Examples, parameters: TrainPa
     while sum(times) < seconds and len(times) < len(batches):
         began = time.perf_counter()
         batch = batches[len(times)]
-        loss = summed_loss(network.hidden_states(batch.input_ids), network.output, batch.targets)
+        loss = torch.stack(
+            [
+                summed_loss(
+                    network.hidden_states(batch.input_ids[rows, :length]), network.output, batch.targets[rows, :length]
+                )
+                for rows, length in passes(batch.lengths)
+            ]
+        ).sum()
         (loss / batch.scored_in_step).backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()

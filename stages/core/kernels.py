@@ -6,6 +6,7 @@ tokens, S tokens to attend to, N query heads, K heads of keys and values, H head
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import cache
 from typing import Any, TypeVar, cast
@@ -24,19 +25,20 @@ _WORDS_AT_ONCE = 1 << 15
 """256 KiB: what one thread of a CPU mixes at once without leaving its cache."""
 
 
-def random_words(seeds: Tensor, count: int) -> Tensor:
-    """Return for each seed its first ``count`` random words of 64 bits, int64 [R, count].
+def random_words(seeds: Tensor, numbers: Tensor) -> Tensor:
+    """Return for each seed its random words of 64 bits with some numbers, int64 [R, ...].
 
     A word is a function of its seed and its number alone, on every device: SplitMix64 (Steele et al. 2014, figure 14), but
     for its last step, which adds, where torch has no shift of unsigned numbers.
 
     Args:
         seeds: int64 [R].
-        count: words for each seed.
+        numbers: int64 [...], of the words; a seed's first word has the number 1.
     """
-    # A sum, as a compiler for GPUs would take the product of numbers 1 to count with so large a constant for one of 32 bits.
-    multiples = torch.full((count,), _GOLDEN, device=seeds.device).cumsum(0)
-    words = seeds[:, None] + multiples
+    # A compiler knows how large indices are, takes these numbers for some, and would multiply such ones in 32 bits, or
+    # beforehand, without wrapping. It knows nothing of them after these two operations, which change none.
+    numbers = (numbers ^ _GOLDEN) ^ _GOLDEN
+    words = seeds.view(-1, *[1] * numbers.dim()) + numbers * _GOLDEN
     for some in words.split(_rows_at_once(words)):
         _mix(some)
     return words
@@ -54,12 +56,14 @@ def _mix(words: Tensor) -> None:
 def _rows_at_once(words: Tensor) -> int:
     if torch.compiler.is_compiling() or words.device.type != "cpu":
         return len(words)
-    return max(1, _WORDS_AT_ONCE * torch.get_num_threads() // max(1, words.shape[1]))
+    return max(1, _WORDS_AT_ONCE * torch.get_num_threads() // max(1, words[:1].numel()))
 
 
 # ---------------------------------------------------------------------------------------------------------- dropout
 
 _DRAWS = 1 << 16
+_WORDS_APART = 1 << 20
+"""Random words for what dropout draws at one token: more than a row's width, or than the longest context."""
 
 
 class Dropout(nn.Module):
@@ -90,18 +94,22 @@ class Dropout(nn.Module):
 def drop(x: Tensor, dropout_p: float, row_seeds: Tensor) -> Tensor:
     """Zero numbers with a probability, and scale the others.
 
-    What is zeroed in a row depends on its seed alone, whatever other rows are in the batch. Each number takes 16 random
-    bits, so that the probability is rounded to a multiple of 2^-16.
+    What is zeroed in a row depends on its seed alone, whatever other rows are in the batch, and whatever padding follows
+    its own tokens. Each number takes 16 random bits, so that the probability is rounded to a multiple of 2^-16.
 
     Args:
-        x: [B, ...].
+        x: [B, T, D], or weights of attention, [B, N, T, S].
         dropout_p: 0 to 1, 1 excluded.
         row_seeds: int64 [B].
     """
     dropped = min(round(dropout_p * _DRAWS), _DRAWS - 1)
-    numbers = x[0].numel() if len(x) else 0
-    words = random_words(row_seeds, 16 * -(-numbers // 64))  # inductor's vectors of int64 write beyond other ends
-    draws = words.view(torch.int16)[:, :numbers].reshape(x.shape)  # 4 to a word
+    *places, width = x.shape[1:]
+    # Inductor's vectors of int64 write beyond other ends.
+    words_wide = 16 * -(-width // 64) if torch.compiler.is_compiling() else -(-width // 4)  # 4 draws to a word
+    # Token by token and, of one, head by head, each far from the next: neither T nor S moves a number.
+    begins = torch.arange(math.prod(places), device=x.device).view(places[::-1]).permute(list(range(len(places)))[::-1])
+    numbers = begins[..., None] * _WORDS_APART + torch.arange(1, words_wide + 1, device=x.device)  # [T, W] or [N, T, W]
+    draws = random_words(row_seeds, numbers).view(torch.int16)[..., :width]
     kept = torch.ge(draws, dropped - _DRAWS // 2, out=torch.empty_like(x))
     return x * kept.mul_(_DRAWS / (_DRAWS - dropped))
 
@@ -109,7 +117,8 @@ def drop(x: Tensor, dropout_p: float, row_seeds: Tensor) -> Tensor:
 def seed_dropout(network: nn.Module, row_seeds: Tensor) -> None:
     """Make all dropout of the next forward pass a function of the rows' seeds, int64 [B], on the network's device."""
     layers = [module for module in network.modules() if isinstance(module, Dropout)]
-    for layer, seeds in zip(layers, random_words(row_seeds, len(layers)).unbind(1), strict=True):
+    numbers = torch.arange(1, len(layers) + 1, device=row_seeds.device)
+    for layer, seeds in zip(layers, random_words(row_seeds, numbers).unbind(1), strict=True):
         layer.row_seeds = seeds
 
 

@@ -7,6 +7,7 @@ scored exactly once.
 Shapes: B windows in a batch, T tokens, R rows, W windows.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -19,6 +20,9 @@ from stages.errors import UserError
 
 IGNORE_INDEX = -100
 """The target of a place that is not scored."""
+
+PASS_TOKENS = 256
+"""Padding whose computation takes about as long as one more pass through a small network on a CPU."""
 
 Integers = npt.NDArray[np.integer[Any]]
 Int64s = npt.NDArray[np.int64]
@@ -205,6 +209,35 @@ def gather(
     if only_completions is not None:
         scored &= only_completions.is_completion(np.minimum(positions[:, 1:], ends))
     return input_ids, np.where(scored, taken[:, 1:], IGNORE_INDEX)
+
+
+def pass_lengths(lengths: Int64s) -> Int64s:
+    """Return to how many tokens each row of a batch is padded, [B], where rows of like length have a pass of their own.
+
+    Args:
+        lengths: [B] the inputs of each row.
+
+    Shorter rows have a pass of their own where that saves enough padding.
+    """
+    order = np.argsort(-lengths, kind="stable")
+    padded = np.empty_like(lengths)
+    padded[order] = _padded(lengths[order])
+    return padded
+
+
+def passes(padded: Int64s) -> Iterator[tuple[Int64s | slice, int]]:
+    """Yield the rows of each pass, and their length, from what ``pass_lengths`` returned or some rows of it."""
+    lengths = np.unique(padded).tolist()
+    for length in lengths:
+        yield np.flatnonzero(padded == length) if len(lengths) > 1 else slice(None), length
+
+
+def _padded(falling: Int64s) -> Int64s:
+    saved = np.arange(len(falling), 0, -1) * (falling[0] - falling)  # by a cut before each row
+    cut = int(saved.argmax())
+    if saved[cut] < PASS_TOKENS:
+        return np.full_like(falling, falling[0])
+    return np.concatenate([_padded(falling[:cut]), _padded(falling[cut:])])
 
 
 def _checked_stride(context_length: int, stride: int | None) -> int:

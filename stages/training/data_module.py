@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from stages.core.examples import Examples
 from stages.core.permutation import shuffled
-from stages.core.windows import IGNORE_INDEX, Windows
+from stages.core.windows import IGNORE_INDEX, Int64s, Windows, pass_lengths
 from stages.training.plan import TrainingPlan
 
 MOST_LISTED = 1 << 22
@@ -29,8 +29,17 @@ class Batch(NamedTuple):
     """int64 [B, T]"""
     targets: torch.Tensor
     """int64 [B, T], IGNORE_INDEX where nothing is learnt."""
+    lengths: Int64s
+    """[B] to how many tokens each row is padded in its pass; the same however the step is shared out."""
     scored_in_step: int
     """Targets that carry loss in the whole optimiser step, over all micro-batches and devices."""
+
+
+def read_batch(examples: Examples, windows: Windows) -> Batch:
+    """Read windows as one batch, of which all is computed and scored at once."""
+    input_ids, targets = map(torch.from_numpy, examples.gather(windows))
+    lengths = pass_lengths(windows.ends - windows.starts)
+    return Batch(input_ids, targets, lengths, int((targets != IGNORE_INDEX).sum()))
 
 
 class TrainingBatches(Dataset[Batch]):
@@ -58,11 +67,11 @@ class TrainingBatches(Dataset[Batch]):
 
     def __getitem__(self, index: int) -> Batch:
         step, part = divmod(index, self._plan.micro_batches)
-        input_ids, targets, scored = self._step(step)
+        whole = self._step(step)
         rows = self._plan.rows(self._rank, part)
-        return Batch(input_ids[rows], targets[rows], scored)
+        return Batch(whole.input_ids[rows], whole.targets[rows], whole.lengths[rows], whole.scored_in_step)
 
-    def _read_step(self, step: int) -> tuple[torch.Tensor, torch.Tensor, int]:
+    def _read_step(self, step: int) -> Batch:
         """Return the whole step: every device needs the number of targets in all of it."""
         examples_per_epoch = self._plan.examples
         first, end = step * self._plan.batch_size, (step + 1) * self._plan.batch_size
@@ -79,8 +88,7 @@ class TrainingBatches(Dataset[Batch]):
             np.concatenate([piece.ends for piece in pieces]),
             np.concatenate([piece.scored_from for piece in pieces]),
         )
-        input_ids, targets = map(torch.from_numpy, self._examples.gather(windows))
-        return input_ids, targets, int((targets != IGNORE_INDEX).sum())
+        return read_batch(self._examples, windows)
 
     def _windows(self, epoch: int, first: int, end: int) -> Windows:
         """Return the windows at some places of an epoch's random order."""
@@ -135,10 +143,10 @@ class ScoringBatches(Dataset[Batch]):
         first = self._batches[index] * self._batch_size
         numbers = np.arange(first, min(first + self._batch_size, len(self._windows)))
         windows = self._windows.at(numbers if len(numbers) else np.zeros(1, dtype=np.int64))
-        input_ids, targets = map(torch.from_numpy, self._examples.gather(windows))
+        batch = read_batch(self._examples, windows)
         if not len(numbers):
-            return Batch(input_ids, torch.full_like(targets, IGNORE_INDEX), 0)
-        return Batch(input_ids, targets, int((targets != IGNORE_INDEX).sum()))
+            return batch._replace(targets=torch.full_like(batch.targets, IGNORE_INDEX), scored_in_step=0)
+        return batch
 
 
 class TokenDataModule(lightning.LightningDataModule):

@@ -86,7 +86,7 @@ class TrainingHistory(lightning.Callback):
         Raises:
             UserError: the loss is infinite or not a number.
         """
-        self._tokens += batch.input_ids.numel() * trainer.world_size
+        self._tokens += int(batch.lengths.sum()) * trainer.world_size
         if (batch_idx + 1) % self._plan.micro_batches:
             return
         self._scored_tokens += batch.scored_in_step

@@ -1,6 +1,6 @@
 """The network as Lightning trains it. Losses stay on the device until they are asked for: no step waits for a number."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import lightning
@@ -11,7 +11,7 @@ from torch.nn import functional
 from stages.core.kernels import random_words, seed_dropout
 from stages.core.loss import summed_loss
 from stages.core.transformer import Transformer
-from stages.core.windows import IGNORE_INDEX
+from stages.core.windows import IGNORE_INDEX, Int64s, passes
 from stages.training.data_module import Batch
 from stages.training.optimization import TrainParams, build_optimizer, learning_rate_factor
 from stages.training.plan import TrainingPlan
@@ -35,9 +35,7 @@ class LanguageModel(lightning.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
         """Return this micro-batch's share of the step's mean loss, in nats per target."""
-        if self.network.config.dropout > 0:
-            self._seed_dropout(batch_idx)
-        loss_sum = self._summed_loss(batch.input_ids, batch.targets)
+        loss_sum = self._summed_loss(batch, self._row_seeds(batch_idx) if self.network.config.dropout > 0 else None)
         self._losses.append(loss_sum.detach())
         # Lightning divides by the micro-batches and averages over the devices; the mean is over all targets of the step.
         shares = self._plan.micro_batches * self.trainer.world_size
@@ -61,7 +59,7 @@ class LanguageModel(lightning.LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Count the loss of one batch of the validation split."""
-        self._validation_losses.append(self._summed_loss(batch.input_ids, batch.targets))
+        self._validation_losses.append(self._summed_loss(batch))
         self._validation_scored += batch.scored_in_step
 
     def on_validation_epoch_end(self) -> None:
@@ -94,14 +92,32 @@ class LanguageModel(lightning.LightningModule):
         """Return a copy of the network's weights, on the CPU."""
         return {name: value.detach().cpu().clone() for name, value in self.network.state_dict().items()}
 
-    def _summed_loss(self, input_ids: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        if self._optimization.compile:
-            # Every other shape would be compiled anew. What is added is not scored, and comes after all that is.
-            batch, tokens = input_ids.shape
-            missing = (0, self.network.config.context_length - tokens, 0, self._plan.micro_batch_size - batch)
-            input_ids = functional.pad(input_ids, missing)
-            targets = functional.pad(targets, missing, value=IGNORE_INDEX)
-        return self._loss(input_ids, targets)
+    def _summed_loss(self, batch: Batch, row_seeds: torch.Tensor | None = None) -> torch.Tensor:
+        losses = []
+        for rows, length in self._passes(batch):
+            if row_seeds is not None:
+                seed_dropout(self.network, row_seeds[rows])
+            losses.append(self._loss(*self._of_one_shape(batch.input_ids[rows, :length], batch.targets[rows, :length])))
+        return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
+
+    def _passes(self, batch: Batch) -> Iterable[tuple[Int64s | slice, int]]:
+        """Return the rows of each pass through the network, and to what they are padded.
+
+        Rows of like length have a pass of their own, but on a GPU, where several passes take longer than padding, and in a
+        compiled network.
+        """
+        if self.device.type == "cpu" and not self._optimization.compile:
+            return passes(batch.lengths)
+        return [(slice(None), batch.input_ids.shape[1])]
+
+    def _of_one_shape(self, input_ids: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the inputs and targets of a pass; in a compiled network padded, as every other shape would be compiled anew."""
+        if not self._optimization.compile:
+            return input_ids, targets
+        # What is added is not scored, and comes after all that is.
+        rows, tokens = input_ids.shape
+        missing = (0, self.network.config.context_length - tokens, 0, self._plan.micro_batch_size - rows)
+        return functional.pad(input_ids, missing), functional.pad(targets, missing, value=IGNORE_INDEX)
 
     def _make_loss(self) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
         """Return what computes the summed loss of input_ids and targets."""
@@ -118,14 +134,14 @@ class LanguageModel(lightning.LightningModule):
         assert isinstance(total, torch.Tensor)  # noqa: S101 - tells the type checker
         return total.cpu()
 
-    def _seed_dropout(self, batch_idx: int) -> None:
-        """Seed dropout by the step and each example's place in it, whatever devices and micro-batches divide it."""
+    def _row_seeds(self, batch_idx: int) -> torch.Tensor:
+        """Return what dropout depends on: the step and each example's place in it, whatever devices and micro-batches divide it."""
         step, micro_batch = divmod(batch_idx, self._plan.micro_batches)
         seeds = dropout_seeds(self._optimization.seed, step, self._plan.batch_size)
-        seed_dropout(self.network, seeds[self._plan.rows(self.trainer.global_rank, micro_batch)].to(self.device))
+        return seeds[self._plan.rows(self.trainer.global_rank, micro_batch)].to(self.device)
 
 
 def dropout_seeds(seed: int, step: int, examples: int) -> torch.Tensor:
     """Return the seed of dropout for each example of one optimiser step, int64 [examples]."""
     words = np.random.SeedSequence((seed, step)).generate_state(1, np.uint64).view(np.int64)
-    return random_words(torch.from_numpy(words), examples)[0]
+    return random_words(torch.from_numpy(words), torch.arange(1, examples + 1))[0]

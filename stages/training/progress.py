@@ -54,7 +54,7 @@ class _Watch(lightning.Callback):
         batch_idx: int,
     ) -> None:
         """Count, and show each step once: a step may be several micro-batches."""
-        self._tokens += batch.input_ids.numel() * trainer.world_size
+        self._tokens += int(batch.lengths.sum()) * trainer.world_size
         if trainer.is_global_zero and trainer.global_step > self._step:
             self._step = trainer.global_step
             self.show()

@@ -6,7 +6,7 @@ other, in the first device's machine's memory. torch's own sharded checkpoints h
 """
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,10 @@ from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forwar
 from torch.distributed.tensor import DTensor, Shard
 
 from stages.core.transformer import Transformer
+from stages.core.windows import Int64s
 from stages.training.checkpoint_files import VerifiedCheckpoints
 from stages.training.checkpoint_parts import Rows, Share, replace, write_part
+from stages.training.data_module import Batch
 from stages.training.lightning_module import LanguageModel
 
 SHARDED_PRECISIONS = ("32-true", "bf16-mixed", "bf16-true")
@@ -60,6 +62,11 @@ class ShardedLanguageModel(LanguageModel):
     def _gathered(self, rows: Rows) -> Tensor:
         whole = divided(rows, self.device_mesh["data_parallel"], self.device).full_tensor()
         return whole.cpu() if self.global_rank == 0 else whole.new_empty(0)
+
+    def _passes(self, batch: Batch) -> Iterable[tuple[Int64s | slice, int]]:
+        return [
+            (slice(None), batch.input_ids.shape[1])
+        ]  # all devices take part in each pass, and have rows of other lengths
 
     def _make_loss(self) -> Callable[[Tensor, Tensor], Tensor]:
         return self._eager_loss  # only the blocks are compiled, when they are divided

@@ -7,9 +7,12 @@ from hypothesis import strategies as st
 
 from stages.core.windows import (
     IGNORE_INDEX,
+    PASS_TOKENS,
     RowSpans,
     Windows,
     gather,
+    pass_lengths,
+    passes,
     row_index,
     row_windows,
     stream_index,
@@ -112,3 +115,22 @@ def test_overlapping_windows_give_what_was_scored_before_as_context() -> None:
 def test_a_stride_that_skips_tokens_is_refused() -> None:
     with pytest.raises(UserError, match=r"dataset\.stride: found 7.*model\.context_length \(6\).*allowed: 1 to 6"):
         row_windows(np.array([0, 6]), 6, 7)
+
+
+@given(st.lists(st.integers(1, 300), min_size=1, max_size=200))
+def test_no_row_is_cut_and_each_pass_saves_more_padding_than_it_costs(lengths: list[int]) -> None:
+    rows = np.array(lengths)
+    padded = pass_lengths(rows)
+    assert (padded >= rows).all()
+    assert set(padded.tolist()) <= set(lengths)
+    found = list(passes(padded))
+    assert sorted(row for which, _ in found for row in np.arange(len(rows))[which].tolist()) == list(range(len(rows)))
+    assert all((padded[which] == length).all() for which, length in found)
+    assert padded.sum() + PASS_TOKENS * (len(found) - 1) <= len(rows) * rows.max()
+
+
+def test_rows_of_like_length_have_one_pass() -> None:
+    padded = pass_lengths(np.array([90, 10, 12, 88, 11] * 10))
+    assert padded.tolist() == [90, 12, 12, 90, 12] * 10
+    assert pass_lengths(np.array([10, 12, 11] * 10)).tolist() == [12, 12, 12] * 10
+    assert [which for which, _ in passes(np.full(3, 7))] == [slice(None)]  # and is not copied

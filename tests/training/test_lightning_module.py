@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from stages.core import windows
 from stages.training.data_module import TrainingBatches
 from stages.training.lightning_module import LanguageModel, dropout_seeds
 from stages.training.plan import plan_training
@@ -33,6 +34,22 @@ def gradients(devices: int, micro_batch_size: int, packing: str, *, step: int = 
         for number in range(step * plan.micro_batches, (step + 1) * plan.micro_batches):
             (model.training_step(batches[number], number) / (devices * plan.micro_batches)).backward()
     return [weight.grad for weight in model.network.parameters()]
+
+
+@pytest.fixture(autouse=True)
+def _passes_of_few_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let rows of each length have a pass of their own, however few."""
+    monkeypatch.setattr(windows, "PASS_TOKENS", 1)
+
+
+def test_passes_of_rows_of_like_length_compute_what_one_pass_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = examples(40)
+    plan = plan_training(data.examples_per_epoch(), train_parameters(batch_size=BATCH_SIZE), None, 1)
+    assert len(set(TrainingBatches(data, plan, 0)[1].lengths)) > 3
+    by_length = gradients(1, BATCH_SIZE, "rows")
+    monkeypatch.setattr(windows, "PASS_TOKENS", 10**9)
+    assert set(TrainingBatches(data, plan, 0)[1].lengths) == {TrainingBatches(data, plan, 0)[1].input_ids.shape[1]}
+    torch.testing.assert_close(by_length, gradients(1, BATCH_SIZE, "rows"))
 
 
 @pytest.mark.parametrize("packing", ["rows", "stream"])
