@@ -234,10 +234,11 @@ def choose_model_and_training(
     chosen |= rules.choose_training(passes, 1, validates=validates)
     config = config_of(defaults, chosen, data.prepared.vocabulary.size)
     measured = rehearsal_of(data, defaults, chosen, config, runtime, min(REHEARSAL_SECONDS, seconds * REHEARSAL_SHARE))
-    steps = steps_within(seconds, workload_of(data, defaults, chosen, config), measured)
-    passes = steps * chosen["train.batch_size"].value / (examples * data.scale)
-    chosen |= rules.choose_training(passes, steps, validates=validates)
     batch_size = chosen["train.batch_size"].value
+    for _ in range(2):  # the second time with the validations of about as many steps
+        steps = steps_within(seconds, workload_of(data, defaults, chosen, config), measured)
+        passes = steps * batch_size / (examples * data.scale)
+        chosen |= rules.choose_training(passes, steps, validates=validates)
     peak = peak_bytes(config, batch_size, data.padded_tokens(batch_size, runtime), measured)
     return chosen, forecast(workload_of(data, defaults, chosen, config), measured, peak)
 

@@ -49,7 +49,8 @@ ARCHITECTURE: dict[str, Choice[Any]] = {
 }
 """The same for all data."""
 LEARNING_RATE = 0.004
-"""With Muon, whose steps change what a layer returns by as much in every width."""
+"""With Muon, whose steps change what a layer returns by as much in every width, for at most so many steps:"""
+STEPS_AT_FULL_RATE = 400
 VALIDATIONS = 20
 """In one training."""
 
@@ -160,7 +161,7 @@ def choose_training(passes: float, steps: int, *, validates: bool) -> dict[str, 
     keeps_best = validates and passes > REPEATS_ARE_FREE
     return {
         "train.optimizer": Choice("muon", "half the steps of AdamW (Jordan et al. 2024; docs/recipes.md)"),
-        "train.learning_rate": Choice(LEARNING_RATE, "with muon the same for every width (Bernstein & Newhouse 2024)"),
+        "train.learning_rate": choose_learning_rate(steps),
         "train.beta1": Choice(0.9, "the usual memory of gradients"),
         "train.beta2": Choice(0.99, "short trainings need a short memory of squares"),
         "train.weight_decay": choose_weight_decay(passes),
@@ -181,6 +182,12 @@ def choose_training(passes: float, steps: int, *, validates: bool) -> dict[str, 
         ),
         "train.patience": choose_patience(passes, validates=validates),
     }
+
+
+def choose_learning_rate(steps: int) -> Choice[float]:
+    """Return the learning rate: of muon the same for every width (Bernstein & Newhouse 2024), lower for more steps."""
+    rate = LEARNING_RATE * min(1.0, (STEPS_AT_FULL_RATE / max(1, steps)) ** 0.5)
+    return Choice(float(f"{rate:.1g}"), f"for {steps:,} steps, and with muon for every width (docs/recipes.md)")
 
 
 def predicted_loss(parameters: float, tokens: float, unique_tokens: float) -> float:

@@ -10,7 +10,7 @@ METRIC_LABELS = {
     "next_token_accuracy": "next-token accuracy",
     "completion_token_accuracy": "completion token accuracy",
     "completion_exact_match": "completions right",
-    "majority_baseline": "right by always giving the commonest",
+    "majority_baseline": "always the commonest",
     "completions_cut": "completions cut, judged by their next tokens",
 }
 """Name -> label, the ones that matter first."""

@@ -85,3 +85,8 @@ def test_regularisation_comes_with_repeats() -> None:
     assert rules.choose_patience(40, validates=False).value is None
     assert rules.choose_patience(2, validates=True).value is None
     assert rules.choose_patience(40, validates=True).value
+
+
+def test_more_steps_have_a_lower_learning_rate() -> None:
+    rates = [rules.choose_learning_rate(steps).value for steps in (0, 10, 400, 1000, 2000, 10_000, 10**6)]
+    assert rates == [0.004, 0.004, 0.004, 0.003, 0.002, 0.0008, 0.00008]
