@@ -65,7 +65,7 @@ def test_time_to_loss_trains_and_scores_each_as_long_as_asked(tmp_path: Path) ->
     path.write_text(TEXT, encoding="utf-8")
     texts = read_texts(path)
     assert (len(texts.training) + len(texts.held_out), texts.size) == (len(TEXT), len(set(TEXT)))
-    for begin in (begin_ours, partial(begin_theirs, of_transformers, loss_from_logits)):
+    for begin in (partial(begin_ours, {}), partial(begin_theirs, of_transformers, loss_from_logits)):
         curve = train(begin, texts, TINY, steps=30, every=10, seed=0, threads=1)
         assert [step for step, *_ in curve] == [10, 20, 30]
         assert curve[0][1] < curve[1][1] < curve[2][1]

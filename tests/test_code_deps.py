@@ -1,7 +1,10 @@
-"""The tool that keeps the code deps of dvc.yaml, so that no person must."""
+"""The tool that keeps the code deps of dvc.yaml, so that no person must; and dvc.lock, which a person commits with them."""
 
+import hashlib
 import random
 import re
+
+from ruamel.yaml import YAML
 
 from tests.code_deps import DVC_FILE, with_code_deps
 
@@ -24,3 +27,14 @@ def test_wrong_and_missing_files_are_put_right() -> None:
         lines[number] = ""
     assert "".join(lines) != TEXT
     assert with_code_deps("".join(lines)) == TEXT
+
+
+def test_the_committed_results_are_of_the_committed_code() -> None:
+    """A change of the code without ``dvc repro`` would leave a clone whose first `dvc status` is not clean."""
+    project = DVC_FILE.parent
+    stages = YAML(typ="safe").load(project / "dvc.lock")["stages"].values()
+    locked = {
+        each["path"]: each["md5"] for stage in stages for each in stage["deps"] if each["path"].startswith("stages/")
+    }
+    assert len(locked) > 40
+    assert locked == {path: hashlib.md5((project / path).read_bytes()).hexdigest() for path in locked}

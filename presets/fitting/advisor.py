@@ -34,6 +34,7 @@ from stages.core.vocabulary import VocabularyParams
 from stages.core.windows import DatasetParams, pass_lengths
 from stages.errors import UserError
 from stages.parameters import read_all, read_section
+from stages.report.pictures import HEADS, LAYERS, TOKENS
 from stages.training.optimization import TrainParams
 from stages.training.runtime import RuntimeParams
 
@@ -372,6 +373,8 @@ def workload_of(data: DataAtHand, values: Mapping[str, Any], choices: Choices, c
         tokens=round(lengths.tokens * data.scale),
         token_bytes=np.min_scalar_type(vocabulary_size - 1).itemsize,
         rows=round(lengths.rows * data.scale),
+        attention_maps=min(config.n_layers, LAYERS) * min(config.n_heads, HEADS),
+        drawn_share=min(1.0, lengths.median / TOKENS),
     )
 
 

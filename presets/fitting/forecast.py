@@ -10,6 +10,9 @@ _PREPARATION = 0.35
 _TRAINING_ENDS = 0.25
 _EVALUATION = 1.6
 _COMMANDS = 0.35
+# What the pictures of longer rows and more heads take more, in the same unit.
+_PICTURES = 0.3
+_ATTENTION_MAP = 0.04
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,10 @@ class Workload:
     tokens: int
     token_bytes: int
     rows: int
+    attention_maps: int
+    """In a picture."""
+    drawn_share: float
+    """Of the most tokens of a picture, those that half of the rows have."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +54,8 @@ def forecast(work: Workload, measured: Rehearsal, peak_bytes: int) -> Forecast:
     training = work.steps * measured.step_seconds + validations
     train_stage = measured.import_seconds * (1 + _TRAINING_ENDS) + measured.start_seconds + training
     evaluation = (measured.score_seconds + measured.generation_seconds) * work.scale
-    evaluate_stage = _EVALUATION * measured.import_seconds + evaluation
+    pictures = work.drawn_share * (_PICTURES + _ATTENTION_MAP * work.attention_maps)
+    evaluate_stage = (_EVALUATION + pictures) * measured.import_seconds + evaluation
     preparation = _PREPARATION * measured.import_seconds + work.preparation_seconds
     return Forecast(
         training_seconds=training,

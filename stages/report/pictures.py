@@ -127,8 +127,13 @@ def _attention(content: ReportContent, row: InspectedRow) -> Figure:
             causal_mask = np.triu(np.ones_like(weights, dtype=bool), k=1)
             image = axes.imshow(np.ma.array(weights, mask=causal_mask), cmap="Blues", vmin=0, vmax=1)
             axes.set_title(f"layer {layer + 1}, head {head + 1}", fontsize=8, fontweight="normal")
-            axes.set_xticks(range(tokens), names, rotation=90)
-            axes.set_yticks(range(tokens), names)
+            # Only the outer panels name the tokens. Ticks are most of the drawing, also those that are hidden.
+            axes.xaxis.set_visible(down == len(layers) - 1)
+            axes.yaxis.set_visible(across == 0)
+            if axes.xaxis.get_visible():
+                axes.set_xticks(range(tokens), names, rotation=90)
+            if axes.yaxis.get_visible():
+                axes.set_yticks(range(tokens), names)
             axes.tick_params(length=0, labelsize=8)
             axes.spines[:].set_visible(False)
             if tokens <= 12 and len(layers) * len(heads) == 1:
