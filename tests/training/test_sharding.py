@@ -28,7 +28,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "train": {"optimizer": "muon"},
         "network": {"positions": "rotary", "norm": "rms", "feed_forward": "swiglu", "qk_norm": True, "n_kv_heads": 1},
     },
-    "the best of many weights": {"train": {"keep": "best", "validate_every": 2, "learning_rate": 0.03, "warmup_steps": 0}},
+    "the best of many weights": {"train": {"keep": "best", "validate_every": 2, "learning_rate": 0.02, "warmup_steps": 0}},
     "bfloat16": {"train": {"precision": "bf16-mixed"}},
     "compile, dropout": {"train": {"compile": True, "max_steps": 3}, "network": {"dropout": 0.2}},
 }  # fmt: skip
