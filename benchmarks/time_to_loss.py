@@ -195,7 +195,7 @@ def main() -> None:
         "--threads", type=int, default=1, help="1 measures processor time, which other programs disturb least"
     )
     parser.add_argument("--rounds", type=int, default=3, help="turns of each peer, each with a seed of its own")
-    parser.add_argument("--steps", type=int, default=280, help="steps of this project")
+    parser.add_argument("--steps", type=int, default=270, help="steps of this project")
     parser.add_argument("--peer-steps", type=int, default=PEER_STEPS, help="steps of the others")
     given = parser.parse_args()
     sys.path.append(str(given.nanogpt))
