@@ -28,7 +28,7 @@ from presets.fitting.params_file import write_parameters
 from stages.artifacts.table_csv import write_table
 
 PAGE = Path("docs/fit.md")
-SECONDS = 60.0
+SECONDS = 40.0
 """About what each training takes: its steps are set by a first forecast."""
 POLL_SECONDS = 0.05
 MODERN: dict[str, Any] = {
@@ -97,7 +97,7 @@ def measure() -> Measured:
     began = time.perf_counter()
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     process = subprocess.Popen(
-        ["dvc", "repro", "--force", "--quiet"], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+        ["dvc", "repro", "--force"], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
     )
     training: psutil.Process | None = None
     first = last = 0.0
@@ -172,7 +172,7 @@ def main() -> None:
     root = Path.cwd()
     rows, errors = [], []
     with TemporaryDirectory() as folder:
-        for name in ("stages", "presets", "dvc.yaml", ".dvc/config", ".dvc/plots", ".dvcignore"):
+        for name in ("stages", "presets", "pretrained", "dvc.yaml", ".dvc/config", ".dvc/plots", ".dvcignore"):
             source, target = root / name, Path(folder) / name
             target.parent.mkdir(parents=True, exist_ok=True)
             if source.is_dir():
